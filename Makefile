@@ -1,0 +1,67 @@
+# Two commands do everything on a machine with Python 3.11 or newer: `make demo` and `make test`.
+# Each target brings up the environment it needs: uv in .tools, the pinned packages of constraints.txt in .venv.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# The first interpreter that is new enough; `make PYTHON=/path/to/python3.12 test` to choose another.
+PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11 python,$(call new_enough,$(name))))
+new_enough = $(shell $(1) -c 'import sys; print("$(1)" * (sys.version_info >= (3, 11)))' 2>/dev/null)
+
+UV := .tools/bin/uv
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help venv demo test check lint types docs format lock bench report-models clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | awk -F '\t' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+demo: $(READY) ## convert, train, evaluate and extract a ResNet on real handwritten digits
+	$(BIN)/python examples/demo.py
+
+test: $(READY) ## run the tests
+	$(BIN)/python -m pytest -q --durations=10
+
+check: lint types docs ## ruff, mypy --strict and the documentation build
+
+lint: $(READY) ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY) ## mypy --strict over sortify and cli
+	$(BIN)/mypy sortify cli
+
+docs: $(READY) ## build the documentation into site/
+	$(BIN)/mkdocs build --strict --quiet
+
+format: $(READY) ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY) ## time and memory of conversion and of sub-networks
+	$(BIN)/python examples/bench.py
+
+report-models: $(READY) ## convert every model of the support list and print its proof
+	$(BIN)/python examples/report_models.py
+
+venv: $(READY) ## make the environment and nothing else
+
+lock: $(UV) ## renew constraints.txt: the newest versions, for every supported Python
+	$(UV) pip compile pyproject.toml --all-extras --universal --python-version 3.11 --upgrade --quiet \
+		--no-emit-index-url --no-annotate --no-header --output-file constraints.txt
+
+clean: ## remove environments, caches and built things
+	rm -rf .venv .tools build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(UV):
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found; name one with PYTHON=/path/to/python" >&2; exit 1; }
+	$(PYTHON) -m venv .tools
+	.tools/bin/python -m pip install --quiet $(if $(wildcard constraints.txt),-c constraints.txt) uv
+
+$(READY): pyproject.toml constraints.txt | $(UV)
+	$(UV) venv --quiet --allow-existing --python "$$(.tools/bin/python -c 'import sys; print(sys.executable)')" .venv
+	$(UV) pip install --python .venv -c constraints.txt -b constraints.txt -e '.[dev,docs,onnx]'
+	@touch $@
