@@ -34,7 +34,7 @@ types: $(READY) ## mypy --strict over sortify and cli
 	$(BIN)/mypy sortify cli
 
 docs: $(READY) ## build the documentation into site/
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: $(READY) ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
