@@ -34,7 +34,7 @@ LONG_FUNCTIONS: dict[str, str] = {}
 # The rooms in the order in which data flows. A module imports from its own row and from the rows above it.
 ROOMS = [
     ["errors", "files"],
-    ["dims", "structure", "graphs"],
+    ["dims", "structure", "graphs", "signature"],
     ["sources"],
     ["capture"],
     ["axes"],
@@ -46,7 +46,7 @@ ROOMS = [
     ["proof"],
     ["extract", "checkpoint"],
     ["convert"],
-    ["batches", "data", "tasks"],
+    ["batches", "tasks", "samples", "data_arrays", "data_images", "data_texts", "data_saved", "data"],
     ["samplers", "train"],
     ["evaluate", "picture"],
 ]
