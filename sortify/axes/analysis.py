@@ -1,0 +1,144 @@
+"""Analysis: run the rules over both captured graphs and see which dimensions are one and the same."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from sortify.axes import algebra
+from sortify.axes.algebra import Expr, fixed_atom, open_atom
+from sortify.axes.rules.table import RULES, Call, Dims, Literal, Result, sizes_of
+from sortify.capture import Captured, Program
+
+
+@dataclass(eq=False)
+class Analysis:
+    """The dimension expressions of every tensor and node; atoms are shared by both programs."""
+
+    tensors: dict[str, Dims]
+    nodes: dict[str, dict[fx.Node, Result]] = field(default_factory=dict)
+    literals: dict[str, list[Literal]] = field(default_factory=dict)
+
+
+def analyse(captured: Captured, rules: Mapping[str, Any] = RULES) -> Analysis:
+    """Apply one rule per node, train and eval graph together.
+
+    Args:
+        captured: the captured model.
+        rules: the rule table; an op that is not in it fixes every dimension that reaches it.
+    """
+    analysis = Analysis({name: tuple(map(open_atom, t.shape)) for name, t in captured.tensors.items()})
+    for mode, program in captured.programs.items():
+        analysis.nodes[mode], analysis.literals[mode] = _run(program, analysis.tensors, rules)
+    return analysis
+
+
+def _run(
+    program: Program, tensors: Mapping[str, Dims], rules: Mapping[str, Any]
+) -> tuple[dict[fx.Node, Result], list[Literal]]:
+    known: dict[fx.Node, Result] = {}
+    literals: list[Literal] = []
+    holes = [node for node in program.graph.nodes if node.op == "placeholder"]
+    for node, name in zip(holes[2:], program.tensors, strict=False):
+        known[node] = tensors[name]
+    for node in holes[2 + len(program.tensors) :]:
+        sizes = sizes_of(node.meta["val"])
+        known[node] = tuple(fixed_atom(size, f"it is a dimension of the input '{node.name}'") for size in sizes)
+    for node in program.graph.nodes:
+        if node.op == "call_function":
+            known[node] = _apply(node, known, literals, rules)
+        elif node.op == "output":
+            for output in node.all_input_nodes:
+                _fix_all(known.get(output), "it is a dimension of the output")
+    return known, literals
+
+
+def place_of(node: fx.Node) -> str:
+    """Where a node comes from: op, module path, source line."""
+    parts = [str(node.target) if not callable(node.target) or hasattr(node.target, "_schema") else node.name]
+    if node.meta.get("sortify_module"):
+        parts.append(f"in {node.meta['sortify_module']}")
+    if node.meta.get("sortify_source"):
+        parts.append(f"({node.meta['sortify_source']})")
+    return " ".join(parts)
+
+
+def _apply(
+    node: fx.Node, known: Mapping[fx.Node, Result], literals: list[Literal], rules: Mapping[str, Any]
+) -> Result:
+    if node.target is operator.getitem:
+        source = known.get(node.args[0])  # type: ignore[arg-type]
+        return source[node.args[1]] if isinstance(source, list) else None  # type: ignore[index]
+    value = node.meta.get("val")
+    values = value if isinstance(value, (list, tuple)) else [value]
+    tensors = [v for v in values if isinstance(v, torch.Tensor)]
+    if not tensors and not any(isinstance(known.get(n), tuple) for n in node.all_input_nodes):
+        return None
+    call = Call(node, place_of(node), _arguments(node), known)
+    result = _by_rule(call, rules)
+    if result is not None and _fits(result, tensors):
+        literals += call.literals
+        return result
+    for dims in call.tensors():
+        call.fix(dims, "the result of its rule does not fit" if result is not None else "this op has no rule")
+    fixed = [tuple(call.fixed(size, "this op has no rule") for size in sizes_of(v)) for v in tensors]
+    return fixed if isinstance(value, (list, tuple)) else fixed[0] if fixed else None
+
+
+def _by_rule(call: Call, rules: Mapping[str, Any]) -> Result:
+    """What the rule returns; None where there is no rule for this op or for this use of it."""
+    rule = rules.get(str(call.node.target))
+    if rule is None:
+        return None
+    try:
+        return rule(call)
+    except NotImplementedError:
+        return None
+
+
+def _fits(result: Result, tensors: list[torch.Tensor]) -> bool:
+    """Whether the result has the rank and sizes that the tracer saw."""
+    results: list[Dims] = result if isinstance(result, list) else [result]
+    return len(results) == len(tensors) and all(
+        tuple(algebra.size_of(d) for d in dims) == sizes_of(tensor)
+        for dims, tensor in zip(results, tensors, strict=True)
+    )
+
+
+def _arguments(node: fx.Node) -> dict[str, Any]:
+    """The arguments of an op by the names of its schema, defaults filled in; lists are plain lists."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return {}
+    named: dict[str, Any] = {}
+    for position, argument in enumerate(schema.arguments):
+        if position < len(node.args):
+            value: Any = node.args[position]
+        elif argument.name in node.kwargs:
+            value = node.kwargs[argument.name]
+        elif argument.has_default_value():
+            value = argument.default_value
+        else:
+            continue
+        named[argument.name] = list(value) if isinstance(value, (list, tuple)) else value
+    return named
+
+
+def _fix_all(result: Result, why: str) -> None:
+    for dims in result if isinstance(result, list) else [result]:
+        for dim in dims or ():
+            algebra.fix(dim, why)
+
+
+def dims_equal(a: Dims, b: Dims) -> bool:
+    """Whether two tensors are known to have one and the same dimensions."""
+    return len(a) == len(b) and all(algebra.same(x, y) for x, y in zip(a, b, strict=True))
+
+
+def open_atoms(dims: tuple[Expr, ...]) -> list[algebra.Atom]:
+    return [atom for dim in dims for atom in algebra.atoms(dim) if atom.fixed is None]

@@ -1,0 +1,46 @@
+"""Errors that users meet: one base class, one kind per stage, one line each.
+
+Every message says what went wrong, where, what was expected, what was found and what to do.
+"""
+
+from __future__ import annotations
+
+
+class SortifyError(Exception):
+    """Base of every error that sortify raises on purpose."""
+
+
+class SourceError(SortifyError):
+    """The model to convert cannot be found, read or trusted."""
+
+
+class CaptureError(SortifyError):
+    """The model cannot be captured as a graph with the given example inputs."""
+
+
+class InputError(SortifyError):
+    """A call of a sorted model does not fit what was captured."""
+
+
+class AxesError(SortifyError):
+    """Nothing in the model is elastic, or a name given by the user matches no axis."""
+
+
+class ProofError(SortifyError):
+    """The rewritten model does not equal the original one."""
+
+
+class BudgetError(SortifyError):
+    """No sub-network fits the budget."""
+
+
+class CheckpointError(SortifyError):
+    """A saved model is missing, damaged, or of an unknown version."""
+
+
+class DataError(SortifyError):
+    """The data for training or evaluation is missing or does not fit the model."""
+
+
+class TrainingError(SortifyError):
+    """Training cannot start or go on."""
