@@ -1,0 +1,305 @@
+"""Sorted training: all nested sub-networks of a model at once, in one process or many, resumable at any step."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+from sortify.space import Trained
+from torch import Tensor
+
+from sortify.batches import Place, Share, Stream, mix, seed_all
+from sortify.data import Data
+from sortify.errors import DataError, TrainingError
+from sortify.samplers import SAMPLERS, Levels, levels_for, make_sampler
+from sortify.tasks import Task, task_for
+from sortify.training_config import TrainConfig
+from sortify.training_parts import StepBatches, make_optimizer
+from sortify.training_progress import make_show
+from sortify.training_state import State, StateFolder
+from sortify.update import Drawn, SortedUpdate
+
+if TYPE_CHECKING:
+    from sortify.model import SortedModel
+
+PRECISION_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a training came to.
+
+    Attributes:
+        steps: optimiser steps made in all.
+        seconds: of this run, without what came before a resume.
+        losses: mean loss of each optimiser step of this run.
+        levels: the groups and fractions that were trained.
+    """
+
+    steps: int
+    seconds: float
+    losses: tuple[float, ...]
+    levels: Levels
+
+
+class Trainer:
+    """Trains a sorted model's sub-networks on data.
+
+    Every process of a run (`torchrun`, `accelerate launch`) makes the same trainer; each batch is split
+    between them, all draw the same sub-networks, and gradients are averaged once per optimiser step. Batches,
+    sub-networks and dropout are functions of the seed and the step, so a resumed run equals an unbroken one.
+
+    Args:
+        model: trained in place; moved to the device.
+        data: see `sortify.data.load_data`.
+        config: how to train.
+        task: loss and targets; chosen by data and model if not given.
+        directory: where checkpoints (directory/training/) and at the end the model go; None keeps nothing.
+        progress: True for a bar (lines where there is no terminal), None for a bar on a terminal only, False for none.
+
+    Raises:
+        TrainingError: the configuration does not fit the model.
+        DataError: the data does not fit the model.
+    """
+
+    def __init__(
+        self,
+        model: SortedModel,
+        data: Data,
+        config: TrainConfig | None = None,
+        *,
+        task: Task | None = None,
+        directory: str | Path | None = None,
+        progress: bool | None = None,
+    ) -> None:
+        self.model = model
+        self.data = data
+        self.config = config or TrainConfig()
+        self.levels = levels_for(model.space, self._dims(), self.config.levels)
+        self.task = task or task_for(data, model)
+        self.directory = None if directory is None else Path(directory)
+        self.progress = progress
+
+    def _dims(self) -> tuple[str, ...]:
+        return self.model.space.groups if self.config.dims is None else self.config.dims
+
+    def run(self, *, resume: bool = False, overwrite: bool = False) -> Result:
+        """Train to the end, record what was trained, and save.
+
+        Args:
+            resume: go on where an interrupted training stopped; one that is finished is left alone.
+            overwrite: start anew although an interrupted training stands in the directory.
+
+        Raises:
+            TrainingError: an interrupted training stands in the way, there is none to resume, it had other
+                settings, or the loss is not finite any more.
+            DataError: the data does not fit the model.
+        """
+        return _Run(self).run(resume=resume, overwrite=overwrite)
+
+
+class _Run:
+    """One run of a trainer: everything that changes while it trains."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._config = config = trainer.config
+        self._model, self._task, self._levels = trainer.model, trainer.task, trainer.levels
+        self._data, self._directory, self._progress = trainer.data, trainer.directory, trainer.progress
+        self._accelerator = Accelerator()
+        self._share = Share(self._accelerator.process_index, self._accelerator.num_processes)
+        self._device = self._accelerator.device if config.device == "auto" else torch.device(config.device)
+        precision = self._accelerator.mixed_precision if config.precision == "auto" else config.precision
+        self._cast_to = PRECISION_TYPES.get(str(precision))
+        self._model.to(self._device)
+        sampler = make_sampler(config.sampler, self._model.space, self._levels, config.accumulate)
+        self._update = SortedUpdate(self._model, sampler, config.seed, self._accelerator)
+        self._optimizer = make_optimizer(self._model, config)
+        self._scaler = torch.amp.GradScaler(self._device.type, enabled=self._cast_to is torch.float16)
+        shared = config.share_batch
+        self._shared = SAMPLERS[config.sampler].shares_batch if shared is None else shared
+        self._folder = None if self._directory is None else StateFolder(self._directory)
+        self._last_save = time.monotonic()
+        self._losses: list[float] = []
+
+    def run(self, *, resume: bool, overwrite: bool) -> Result:
+        """See `Trainer.run`."""
+        place = Place()
+        if self._folder is not None:
+            if resume and self._folder.finished is not None:
+                return Result(int(self._folder.finished["steps"]), 0.0, (), self._levels)
+            place = self._resumed() if resume else self._started(overwrite)
+        elif resume:
+            raise TrainingError("to resume a training, name the directory that it was started in")
+        self._stream = Stream(self._data.train, self._config.seed, self._share, place)
+        self._check_share()
+        self._total = self._steps()
+        if not resume:
+            self._first_checkpoint()
+        return self._trained()
+
+    def _started(self, overwrite: bool) -> Place:
+        """Prepare the directory for a new training."""
+        folder = self._folder
+        assert folder is not None
+        if folder.unfinished and not overwrite:
+            raise TrainingError(f"{folder.path}: an unfinished training stands here; use --resume or --overwrite")
+        self._accelerator.wait_for_everyone()
+        if self._accelerator.is_main_process:
+            folder.clear()
+        return Place()
+
+    def _resumed(self) -> Place:
+        """Load the checkpoint; return where the data goes on."""
+        folder = self._folder
+        assert folder is not None
+        state = folder.load()
+        changed = self._config.differs_from(state.config)
+        changed += [name for name, value in self._facts().items() if state.data.get(name) != value]
+        if changed:
+            raise TrainingError(
+                f"{folder.path}: resume needs the settings it began with; changed: {', '.join(changed)}"
+            )
+        try:
+            self._model.load_state_dict(dict(state.model))
+            self._optimizer.load_state_dict(dict(state.optimizer))
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise TrainingError(f"{folder.path}: the checkpoint belongs to another model") from error
+        self._scaler.load_state_dict(dict(state.scaler))
+        self._update.step = state.step
+        self._accelerator.wait_for_everyone()
+        if self._accelerator.is_main_process:
+            folder.tidy(state.step)
+        return state.place
+
+    def _facts(self) -> dict[str, Any]:
+        """What must be alike when a training is resumed, beside the configuration."""
+        loader = self._data.train
+        batches = len(loader) if hasattr(loader, "__len__") else None
+        return {"data": self._data.description, "batch size": getattr(loader, "batch_size", None), "batches": batches}
+
+    def _check_share(self) -> None:
+        """Refuse batches that leave a process without samples."""
+        size = getattr(self._data.train, "batch_size", None)
+        if size is not None and size < self._share.world:
+            raise TrainingError(f"a batch of {size} samples cannot be split over {self._share.world} processes")
+
+    def _steps(self) -> int:
+        """Return the optimiser steps of the whole training."""
+        if self._config.steps is not None:
+            return self._config.steps
+        per_epoch = self._stream.per_epoch
+        if per_epoch is None:
+            raise TrainingError("the training data does not know its length; give the number of steps")
+        if not per_epoch:
+            raise DataError("the training data gives no batch: there are fewer samples than the batch size")
+        per_step = 1 if self._shared else len(self._update.draw())
+        return math.ceil(self._config.epochs * per_epoch / per_step)
+
+    def _trained(self) -> Result:
+        """Make all steps and finish."""
+        started = time.monotonic()
+        self._model.train()
+        show = make_show(self._progress if self._accelerator.is_main_process else False, self._total, self._update.step)
+        try:
+            with show:
+                while self._update.step < self._total:
+                    epoch = self._stream.place.epoch
+                    drawn, loss, samples = self._step()
+                    show.step(self._update.step, epoch, loss, samples, str(drawn[-1].subnet))
+                    self._keep(drawn, loss, epoch)
+        finally:
+            if self._folder is not None and self._folder.path.exists() and self._accelerator.is_main_process:
+                self._folder.flush()
+        self._finish()
+        return Result(self._update.step, time.monotonic() - started, tuple(self._losses), self._levels)
+
+    def _step(self) -> tuple[list[Drawn], float, int]:
+        """Make one optimiser step; return its draws (losses averaged over processes), mean loss, and samples seen."""
+        step = self._update.step
+        batches = StepBatches(self._stream, self._task, self._device, self._accelerator, self._shared)
+        seeded = mix(self._config.seed, "step", step, self._share.rank)
+
+        def loss() -> Tensor:
+            inputs, target, count = batches.take()
+            seed_all(mix(seeded, batches.taken))
+            with torch.autocast(self._device.type, self._cast_to, enabled=self._cast_to is not None):
+                output = self._model(*inputs.args, **inputs.kwargs)
+            # The sum over all processes, divided by all targets: as one process with the whole batch would have it.
+            return self._task.loss(output, target) * self._share.world / count
+
+        self._optimizer.zero_grad(set_to_none=True)
+        drawn = self._update(loss, lambda value: self._scaler.scale(value).backward())
+        losses = self._accelerator.reduce(torch.stack([draw.loss for draw in drawn]), reduction="mean")
+        self._check_finite(step, drawn, losses)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._config.rate(step, self._total)
+        self._scaler.unscale_(self._optimizer)
+        if self._config.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._config.clip)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        averaged = [Drawn(draw.subnet, value) for draw, value in zip(drawn, losses, strict=True)]
+        return averaged, float(losses.mean()), batches.samples * self._share.world
+
+    def _check_finite(self, step: int, drawn: list[Drawn], losses: Tensor) -> None:
+        """Stop before a loss that is not finite reaches the weights."""
+        for draw, value in zip(drawn, losses.tolist(), strict=True):
+            if not math.isfinite(value):
+                kept = "" if self._folder is None or not self._folder.unfinished else "; the last checkpoint stays"
+                raise TrainingError(
+                    f"step {step}: the loss of {draw.subnet} is {value}; try a lower learning rate{kept}"
+                )
+
+    def _keep(self, drawn: list[Drawn], loss: float, epoch: int) -> None:
+        """Remember the step, and save when it is time."""
+        self._losses.append(loss)
+        if self._folder is None or not self._accelerator.is_main_process:
+            return
+        step, config = self._update.step, self._config
+        draws = [[str(draw.subnet), float(draw.loss)] for draw in drawn]
+        rate = self._optimizer.param_groups[0]["lr"]
+        self._folder.record({"step": step - 1, "epoch": epoch, "loss": loss, "lr": rate, "draws": draws})
+        minutes = (time.monotonic() - self._last_save) / 60
+        due = config.save_steps is not None and step % config.save_steps == 0
+        if due or (config.save_minutes is not None and minutes >= config.save_minutes):
+            self._save()
+
+    def _first_checkpoint(self) -> None:
+        """Make the training resumable from its first step on, unless no checkpoints are wanted."""
+        wanted = self._config.save_steps is not None or self._config.save_minutes is not None
+        if wanted and self._folder is not None and self._accelerator.is_main_process:
+            self._save()
+
+    def _save(self) -> None:
+        """Write a checkpoint."""
+        assert self._folder is not None
+        broken = [name for name, value in self._model.named_parameters() if not torch.isfinite(value).all()]
+        if broken:
+            raise TrainingError(f"step {self._update.step}: the weights '{broken[0]}' are not finite any more")
+        self._folder.save(
+            State(
+                step=self._update.step,
+                place=self._stream.place,
+                config=self._config,
+                data=self._facts(),
+                model=self._model.state_dict(),
+                optimizer=self._optimizer.state_dict(),
+                scaler=self._scaler.state_dict(),
+            )
+        )
+        self._last_save = time.monotonic()
+
+    def _finish(self) -> None:
+        """Record what was trained and save the model."""
+        self._model.activate()
+        self._model.eval()
+        self._model.record_trained(Trained(self._levels))
+        if self._directory is not None and self._folder is not None and self._accelerator.is_main_process:
+            self._model.save(self._directory)
+            self._folder.finish({"finished": True, "steps": self._update.step, "config": self._config.to_json()})
+        self._accelerator.wait_for_everyone()

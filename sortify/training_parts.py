@@ -1,0 +1,68 @@
+"""Parts of a training step: the optimiser, and the mini-batches that a step's draws see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from sortify.batches import Stream, length
+from sortify.errors import TrainingError
+from sortify.tasks import Inputs, Task
+from sortify.training_config import TrainConfig
+
+
+class StepBatches:
+    """The mini-batches of one optimiser step: one for all draws, or one for each."""
+
+    def __init__(
+        self, stream: Stream, task: Task, device: torch.device, accelerator: Accelerator, shared: bool
+    ) -> None:
+        self._stream, self._task, self._device, self._accelerator = stream, task, device, accelerator
+        self._shared = shared
+        self._current: tuple[Inputs, Tensor, Tensor] | None = None
+        self.taken = 0
+        self.samples = 0
+
+    def take(self) -> tuple[Inputs, Tensor, Tensor]:
+        """Return inputs and targets on the device, and the number of targets over all processes."""
+        self.taken += 1
+        if self._current is None or not self._shared:
+            self._current = self._next()
+        self.samples += length(self._current[1])
+        return self._current
+
+    def _next(self) -> tuple[Inputs, Tensor, Tensor]:
+        inputs, target = self._task.split(self._stream.take())
+        target = moved(target, self._device)
+        count = self._accelerator.reduce(self._task.count(target), reduction="sum")
+        return Inputs(moved(inputs.args, self._device), moved(inputs.kwargs, self._device)), target, count
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """Return a nested value of tuples, lists and dicts with its tensors on a device."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, Mapping):
+        return {key: moved(inner, device) for key, inner in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(moved(inner, device) for inner in value)
+    return value
+
+
+def make_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """Return AdamW or SGD over a model's parameters; those with fewer than two dimensions do not decay."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if not groups:
+        raise TrainingError("the model has no parameters to train")
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+    return torch.optim.AdamW(groups, lr=config.lr)
