@@ -42,12 +42,12 @@ ROOMS = [
     ["plan"],
     ["slicing", "rewrite"],
     ["cost", "space"],
-    ["model"],
+    ["network", "blueprint", "model"],
     ["proof"],
     ["extract", "checkpoint"],
     ["convert"],
     ["batches", "tasks", "samples", "data_arrays", "data_images", "data_texts", "data_saved", "data"],
-    ["samplers", "train"],
+    ["samplers", "training_config", "training_parts", "training_progress", "training_state", "update", "train"],
     ["evaluate", "picture"],
 ]
 ROW = {room: row for row, rooms in enumerate(ROOMS) for room in rooms}
