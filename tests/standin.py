@@ -1,4 +1,4 @@
-"""A stand-in for a sorted model: prefix widths and skipped blocks by hand, for the tests of data, training, evaluation."""
+"""A stand-in for a sorted model: prefix widths and skipped blocks by hand."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class StandinSpace:
 
 
 class StandinModel(nn.Module):
-    """kind "mlp": pictures -> classes; "bn": the same with batch-norm; "lm": tokens -> next tokens; "text": -> classes."""
+    """kind "mlp": pictures to classes; "bn": with batch-norm; "lm": tokens to next tokens; "text": tokens to classes."""
 
     def __init__(self, kind: str, width: int, depth: int, classes: int, inputs: int) -> None:
         super().__init__()

@@ -1,0 +1,314 @@
+"""Scores of sub-networks on test data, and the front: those that no cheaper one equals."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.table import Table
+
+from sortify.batches import Stream, preserved_chance
+from sortify.data import Data
+from sortify.errors import DataError
+from sortify.files import replacing
+from sortify.space import Subnet
+from sortify.tasks import Task, Totals, mean_metrics
+from sortify.training_parts import moved
+
+if TYPE_CHECKING:
+    from sortify.model import SortedModel
+
+FORMAT = 1
+RECALIBRATION_BATCHES = 20
+FILE_NAME = "evaluation.json"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sub-network's measurement.
+
+    Attributes:
+        subnet: which.
+        metrics: "loss", the score by its name, and what else the task measures.
+        params: parameters of the sub-network.
+        flops: of one call at the example inputs' sizes.
+        front: whether no other row has at most its FLOPs and at least its score, one of them truly better.
+    """
+
+    subnet: Subnet
+    metrics: Mapping[str, float]
+    params: int
+    flops: int
+    front: bool = False
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Measurements of many sub-networks of one model on one set of data.
+
+    Attributes:
+        metric: name of the score among a row's metrics; larger is better.
+        task: name of the task.
+        data: what it was measured on.
+        full: the full model's sub-network.
+        full_flops: its FLOPs.
+        fingerprint: of weights, data and way of measuring; rows of another one are not taken over.
+        rows: in the order in which they were measured.
+    """
+
+    metric: str
+    task: str
+    data: str
+    full: Subnet
+    full_flops: int
+    fingerprint: str
+    rows: tuple[Row, ...] = ()
+
+    def score(self, row: Row) -> float:
+        """Return a row's score."""
+        return row.metrics[self.metric]
+
+    @property
+    def full_row(self) -> Row | None:
+        """The full model's row, if it was measured."""
+        return self.row(self.full)
+
+    def row(self, subnet: Subnet) -> Row | None:
+        """Return a sub-network's row, if it was measured."""
+        return next((row for row in self.rows if row.subnet == subnet), None)
+
+    def relative(self, row: Row) -> float:
+        """Return a row's score as a share of the full model's; NaN where that is not measured or 0."""
+        full = self.full_row
+        return math.nan if full is None or not self.score(full) else self.score(row) / self.score(full)
+
+    @property
+    def front(self) -> tuple[Row, ...]:
+        """The rows on the front, cheapest first."""
+        return tuple(sorted((row for row in self.rows if row.front), key=lambda row: row.flops))
+
+    @property
+    def best(self) -> Row:
+        """The row with the highest score, the cheapest of equals."""
+        return max(self.rows, key=lambda row: (self.score(row), -row.flops))
+
+    def of(self, rows: Iterable[Row]) -> Evaluation:
+        """Return an evaluation like this one of other rows, with the front drawn anew."""
+        return replace(self, rows=with_front(list(rows), self.score))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values."""
+        rows = [
+            {
+                "subnet": row.subnet.to_json(),
+                "metrics": dict(row.metrics),
+                "relative": _plain(self.relative(row)),
+                "params": row.params,
+                "flops": row.flops,
+                "front": row.front,
+            }
+            for row in self.rows
+        ]
+        head = {"format": FORMAT, "metric": self.metric, "task": self.task, "data": self.data}
+        full = {"full": self.full.to_json(), "full_flops": self.full_flops, "fingerprint": self.fingerprint}
+        return {**head, **full, "rows": rows}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Evaluation:
+        """Make an evaluation from JSON values.
+
+        Raises:
+            DataError: these are not an evaluation's.
+        """
+        try:
+            if stored["format"] != FORMAT:
+                raise DataError(f"evaluation of format {stored['format']}; this version reads {FORMAT}")
+            rows = [
+                Row(Subnet.from_json(row["subnet"]), row["metrics"], row["params"], row["flops"], row["front"])
+                for row in stored["rows"]
+            ]
+            texts = [str(stored[name]) for name in ("metric", "task", "data", "fingerprint")]
+            full, flops = Subnet.from_json(stored["full"]), int(stored["full_flops"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"not an evaluation: {type(error).__name__} {error}") from None
+        return cls(texts[0], texts[1], texts[2], full, flops, texts[3], tuple(rows))
+
+    def table(self) -> Table:
+        """Return a table for the terminal, largest sub-network first; the front is marked with a star."""
+        groups = list(dict.fromkeys(name for row in self.rows for name, _ in row.subnet.fractions))
+        table = Table(caption=f"{self.task} on {self.data}; * no cheaper sub-network scores as well")
+        for name in groups:
+            table.add_column(name, justify="right")
+        for name in ("params", "FLOPs", "% FLOPs", self.metric.replace("_", " "), "% of full", "loss", ""):
+            table.add_column(name, justify="right" if name else "left")
+        for row in sorted(self.rows, key=lambda row: -row.flops):
+            fractions = dict(row.subnet.fractions)
+            table.add_row(*[_fraction(fractions.get(name)) for name in groups], *self._cells(row))
+        return table
+
+    def _cells(self, row: Row) -> list[str]:
+        share, relative = row.flops / max(1, self.full_flops), self.relative(row)
+        return [
+            quantity(row.params),
+            quantity(row.flops),
+            f"{share:.1%}",
+            f"{self.score(row):.2%}",
+            "-" if math.isnan(relative) else f"{relative:.1%}",
+            f"{row.metrics['loss']:.4f}",
+            "*" if row.front else "",
+        ]
+
+
+def quantity(value: float) -> str:
+    """Write a large number in three figures: 999, 1.23k, 45.6M, 7.89G."""
+    for unit in ("", "k", "M", "G", "T"):
+        if abs(value) < 999.5:
+            digits = 0 if not unit else 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
+            return f"{value:.{digits}f}{unit}"
+        value /= 1000
+    return f"{value:.3g}P"
+
+
+def with_front(rows: Sequence[Row], score: Callable[[Row], float]) -> tuple[Row, ...]:
+    """Mark the rows that no other beats: at most the FLOPs, at least the score, and one of them truly better."""
+    best: dict[int, float] = {}
+    for row in rows:
+        best[row.flops] = max(score(row), best.get(row.flops, -math.inf))
+    beaten, highest = set(), -math.inf
+    for flops in sorted(best):
+        if best[flops] <= highest:
+            beaten.add(flops)
+        highest = max(highest, best[flops])
+    return tuple(replace(row, front=row.flops not in beaten and score(row) == best[row.flops]) for row in rows)
+
+
+def evaluate(
+    model: SortedModel,
+    data: Data,
+    task: Task,
+    grid: Iterable[Subnet] | None = None,
+    *,
+    recalibrate_batches: int = RECALIBRATION_BATCHES,
+    directory: str | Path | None = None,
+    progress: Callable[[int, int, Row], None] | None = None,
+) -> Evaluation:
+    """Measure sub-networks on the test data.
+
+    Batch-norm statistics are collected anew for each, on training batches. Afterwards the model is as before:
+    the same sub-network active, the same mode.
+
+    Args:
+        model: a sorted model, on the device where it shall run.
+        data: test batches to measure on, training batches to recalibrate with.
+        task: see `sortify.tasks.task_for`.
+        grid: the sub-networks; the trained ones (`model.space.members()`) if not given.
+        recalibrate_batches: training batches for batch-norm statistics.
+        directory: where `evaluation.json` goes, after each row; rows of the same weights and data that stand
+            there already are kept and not measured again. None writes nothing.
+        progress: called after each row with (rows done, rows in all, row).
+
+    Raises:
+        DataError: the data does not fit the model, or there is nothing to measure.
+    """
+    wanted = list(dict.fromkeys(grid if grid is not None else model.space.members()))
+    if not wanted:
+        raise DataError("there are no sub-networks to evaluate")
+    measure = _Measure(model, data, task, recalibrate_batches)
+    evaluation = measure.empty()
+    path = None if directory is None else Path(directory) / FILE_NAME
+    stored = read_evaluation(path) if path is not None else None
+    known = stored.rows if stored is not None and stored.fingerprint == evaluation.fingerprint else ()
+    done = {row.subnet: row for row in known}
+    with preserved_chance():
+        for index, subnet in enumerate(wanted):
+            if subnet not in done:
+                done[subnet] = measure(subnet)
+                if path is not None:
+                    write_evaluation(evaluation.of(done.values()), path)
+            if progress is not None:
+                progress(index + 1, len(wanted), done[subnet])
+    evaluation = evaluation.of(replace(done[subnet], subnet=subnet) for subnet in wanted)
+    if path is not None:
+        write_evaluation(evaluation, path)
+    return evaluation
+
+
+def read_evaluation(path: Path) -> Evaluation | None:
+    """Read an evaluation file; None where it is damaged or of another version."""
+    try:
+        return Evaluation.from_json(json.loads(path.read_text()))
+    except (OSError, ValueError, DataError):
+        return None
+
+
+def write_evaluation(evaluation: Evaluation, path: Path) -> None:
+    """Write an evaluation file, whole or not at all."""
+    with replacing(path) as draft:
+        draft.write_text(json.dumps(evaluation.to_json(), indent=1))
+
+
+def fingerprint(model: torch.nn.Module, *facts: str) -> str:
+    """Return a short digest of a model's parameters and some facts."""
+    digest = hashlib.blake2b(digest_size=16)
+    for fact in facts:
+        digest.update(fact.encode() + b"\0")
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\0".encode())
+        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+class _Measure:
+    """Measures one sub-network after the other on the same data."""
+
+    def __init__(self, model: SortedModel, data: Data, task: Task, batches: int) -> None:
+        self._model, self._data, self._task, self._batches = model, data, task, batches
+        self._device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+    def empty(self) -> Evaluation:
+        """Return an evaluation without rows."""
+        task, data, full = self._task, self._data.description, self._model.space.full
+        digest = fingerprint(self._model, task.name, data, str(self._batches))
+        return Evaluation(task.metric, task.name, data, full, self._model.cost(full).flops, digest)
+
+    def __call__(self, subnet: Subnet) -> Row:
+        """Measure one sub-network."""
+        was_training = self._model.training
+        self._model.eval()
+        try:
+            with self._model.using(subnet), torch.no_grad():
+                if self._model.has_batch_statistics:
+                    self._model.recalibrate(self._training_inputs(), self._batches)
+                metrics = mean_metrics(self._task, self._parts())
+                cost = self._model.cost(subnet)
+        finally:
+            self._model.train(was_training)
+        return Row(subnet, metrics, cost.params, cost.flops)
+
+    def _parts(self) -> Iterator[Totals]:
+        for batch in self._data.test:
+            inputs, target = self._task.split(batch)
+            output = self._model(*moved(inputs.args, self._device), **moved(inputs.kwargs, self._device))
+            part = self._task.totals(output, moved(target, self._device))
+            yield Totals(part.loss.double(), part.hits, part.count)
+
+    def _training_inputs(self) -> Iterator[Any]:
+        """Yield what the model is called with, batch by batch."""
+        stream = Stream(self._data.train, seed=0)
+        for _ in range(self._batches):
+            inputs, _target = self._task.split(stream.take())
+            yield moved(inputs.to_model(), self._device)
+
+
+def _plain(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _fraction(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
