@@ -35,7 +35,7 @@ LONG_FUNCTIONS: dict[str, str] = {}
 ROOMS = [
     ["errors", "files"],
     ["dims", "structure", "graphs", "signature"],
-    ["sources"],
+    ["inputs", "trust", "sources"],
     ["capture"],
     ["axes"],
     ["depth"],
