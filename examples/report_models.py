@@ -3,9 +3,9 @@
     python examples/report_models.py [--out out] [--only resnet18 ...] [--no-timing]
 
 Writes report_models.json and report_models.md next to the printed tables, and ends with status 1 if a limit is missed.
-The models and their inputs are those of the tests (tests/zoo.py), with random weights. Time and peak memory are taken in
-a fresh process each, for `sortify(model)` and for the two captures alone (torch.export in train and in eval mode with a
-free batch size).
+The models and their inputs are those of the tests (tests/zoo.py), with random weights. Time and peak memory are taken
+in a fresh process each, for `sortify(model)` and for the two captures alone (torch.export in train and in eval mode
+with a free batch size).
 """
 
 from __future__ import annotations
