@@ -61,7 +61,7 @@ def read_npz(path: Path, wanted: Wanted, augment: str) -> Sets:
 def _arrays(path: Path) -> dict[str, Tensor]:
     """Read an `.npz` file's arrays as tensors."""
     try:
-        with numpy.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, numpy.load(file, allow_pickle=False) as stored:
             missing = [name for name in ("x_train", "x_test") if name not in stored.files]
             if missing:
                 found = ", ".join(stored.files) or "nothing"

@@ -129,7 +129,9 @@ def _splits(path: Path) -> tuple[Any, Any]:
 def _has_labels(rows: Any) -> bool:
     """Say whether a split has labels worth comparing with: GLUE's test splits say -1 everywhere."""
     target = next((name for name in TARGET_NAMES if name in rows.column_names), None)
-    return target is None or any(label != -1 for label in rows.unique(target)[:2])
+    if target is None or _nested(rows[:1][target]):
+        return True
+    return any(label != -1 for label in rows.unique(target))
 
 
 def _classes(
