@@ -30,6 +30,7 @@ from sortify.signature import LeafSpec, Signature
 from sortify.structure import Structure, flatten
 
 DEVICE, DTYPE = "device", "dtype"
+RESERVED = frozenset({DEVICE, DTYPE, "sizes"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,7 +237,7 @@ class _Lifter:
                 env[node] = self._input(node)
         outputs = self._inline(self.exported, env)
         leaves, structure = flatten(_output_value(self.exported, outputs))
-        self.graph.output([leaf for leaf in leaves if isinstance(leaf, fx.Node)])
+        self.graph.output(leaves)
         _use_latest(self.graph)
         self.graph.eliminate_dead_code()
         self.graph.lint()
@@ -248,16 +249,19 @@ class _Lifter:
             name = f"constant.{str(node.target).replace('.', '_')}"
             self.constants[name] = _attribute(self.exported, node.target).detach()
         if name not in self.tensors:
-            new = self.graph.placeholder(node.name)
+            new = self._placeholder(node)
             new.meta = {**_place(node), "val": node.meta.get("val", _attribute(self.exported, node.target))}
             self.tensors[name] = new
         return self.tensors[name]
+
+    def _placeholder(self, node: fx.Node) -> fx.Node:
+        return self.graph.placeholder(f"given_{node.name}" if node.name in RESERVED else node.name)
 
     def _input(self, node: fx.Node) -> Any:
         value = node.meta.get("val")
         if not isinstance(value, torch.Tensor):
             return value
-        new = self.graph.placeholder(node.name)
+        new = self._placeholder(node)
         new.meta = {"val": value, **_place(node)}
         shape = tuple(s if isinstance(s, int) else None for s in value.shape)
         self.specs.append(LeafSpec(shape, str(value.dtype).removeprefix("torch.")))

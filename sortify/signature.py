@@ -143,10 +143,12 @@ class Signature:
         parameters: of the forward, in order.
         arguments: that the captured call gave, positional ones first, then keywords in the order given.
             That is the order in which torch.export numbers its inputs (which counts None as an input).
+        positional: how many of the arguments were given by position.
     """
 
     parameters: tuple[Parameter, ...]
     arguments: tuple[Argument, ...]
+    positional: int = 0
 
     @classmethod
     def of(cls, forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Signature:
@@ -172,7 +174,13 @@ class Signature:
             leaves, structure = flatten(value)
             specs = tuple(LeafSpec.of(x) if isinstance(x, torch.Tensor) else Constant.of(x) for x in leaves)
             arguments.append(Argument(name, structure, specs))
-        return cls(parameters, tuple(arguments))
+        by_name = sum(a.name in kwargs for a in arguments)
+        return cls(parameters, tuple(arguments), len(arguments) - by_name)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The names of all parameters of the forward."""
+        return frozenset(p.name for p in self.parameters)
 
     @property
     def tensor_names(self) -> tuple[str, ...]:
@@ -221,6 +229,21 @@ class Signature:
         for name, value in given.items():
             self._check_extra(name, value)
         return tensors
+
+    def call(self, tensors: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The captured call with other tensors: what `bind` takes apart. Returns positional and named arguments."""
+        rest = iter(tensors)
+        args: list[Any] = []
+        kwargs: dict[str, Any] = {}
+        spread = next((p.name for p in self.parameters if p.kind == "VAR_POSITIONAL"), None)
+        for number, argument in enumerate(self.arguments):
+            leaves = [next(rest) if isinstance(leaf, LeafSpec) else leaf.value for leaf in argument.leaves]
+            value = argument.structure.build(leaves)
+            if number >= self.positional:
+                kwargs[argument.name] = value
+            else:
+                args += list(value) if argument.name == spread else [value]
+        return tuple(args), kwargs
 
     def _named(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Name of each given argument -> value, positional ones first; InputError where the forward has no such."""
@@ -287,6 +310,7 @@ class Signature:
                 {"name": a.name, "structure": a.structure.to_json(), "leaves": [_leaf_to_json(x) for x in a.leaves]}
                 for a in self.arguments
             ],
+            "positional": self.positional,
         }
 
     @classmethod
@@ -298,7 +322,10 @@ class Signature:
         for names in ([p.name for p in parameters], [a.name for a in arguments]):
             if len(set(names)) != len(names):
                 raise CheckpointError(f"{where}: a name stands twice in {shorten(names)}")
-        return cls(parameters, arguments)
+        positional = take(data, "positional", int, where)
+        if not 0 <= positional <= len(arguments):
+            raise CheckpointError(f"{where}: {positional} positional arguments of {len(arguments)}")
+        return cls(parameters, arguments, positional)
 
 
 def _whole(argument: Argument) -> Constant | None:

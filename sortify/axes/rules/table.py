@@ -165,3 +165,11 @@ def size_of_dimension(value: int | torch.SymInt) -> Size:
         else:
             return Size(1, (str(expression),))
     return Size(int(count), tuple(sorted(symbols))) if count.is_Integer else Size(1, (str(expression),))
+
+
+def position_of(node: fx.Node, argument: str) -> int | str:
+    """Where a named argument of an op call stands: its index in `args`, or its key in `kwargs`."""
+    if argument in node.kwargs:
+        return argument
+    names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
+    return names.index(argument)

@@ -1,0 +1,148 @@
+"""Which atoms become axes, what kind each is, and what people call it.
+
+Of the factors of a product only one is elastic, the one that a user means: heads rather than head_dim,
+the channels of a group rather than the groups of a norm, kv groups rather than their copies
+(DESIGN, section 3.4). So half the width never quietly means a quarter.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from sortify.axes.algebra import Atom, ConcatExpr, Expr, ProductExpr, atoms, resolve
+from sortify.axes.analysis import Analysis
+from sortify.axes.rules.table import Dims
+from sortify.capture import Captured
+
+# What an atom was seen doing -> how much a user means it when it shares a product with others.
+PREFERENCE = {"heads": 3, "head_dim": 1, "norm_groups": 1, "repeat": 1}
+GROUPS = {"hidden": "width", "inner": "width", "channels": "width", "heads": "heads"}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An atom that becomes an axis."""
+
+    name: str
+    kind: str
+    atom: Atom
+    parameters: tuple[str, ...]
+
+
+def choose(analysis: Analysis, captured: Captured, streams: Iterable[Dims]) -> tuple[list[Choice], dict[Atom, str]]:
+    """The atoms that become axes, and those left full by default with the reason.
+
+    Args:
+        analysis: the dimensions of every tensor.
+        captured: tells which tensors are parameters.
+        streams: the dimensions of the tensors that blocks hand to each other.
+    """
+    carriers = _carriers(analysis, captured)
+    partners = _partners(analysis)
+    chosen, left = _select(list(carriers), partners)
+    stream = {atom for dims in streams for dim in dims for atom in atoms(dim)}
+    kinds = {atom: _kind(atom, stream, bool(partners.get(atom))) for atom in chosen}
+    names = _names([(atom, kinds[atom], carriers[atom]) for atom in chosen])
+    return [Choice(names[atom], kinds[atom], atom, tuple(carriers[atom])) for atom in chosen], left
+
+
+def _carriers(analysis: Analysis, captured: Captured) -> dict[Atom, list[str]]:
+    """Every open atom that a parameter carries -> the names of those parameters, in order."""
+    found: dict[Atom, list[str]] = {}
+    for name, info in captured.infos.items():
+        if info.kind == "parameter":
+            for dim in analysis.tensors[name]:
+                for atom in atoms(dim):
+                    if atom.fixed is None and name not in found.setdefault(atom, []):
+                        found[atom].append(name)
+    return found
+
+
+def _partners(analysis: Analysis) -> dict[Atom, set[Atom]]:
+    """Which open atoms are factors of the same product."""
+    found: dict[Atom, set[Atom]] = {}
+    for dims in analysis.tensors.values():
+        for dim in dims:
+            for factors in _products(dim):
+                groups = [[a for a in atoms(f) if a.fixed is None] for f in factors]
+                for i, group in enumerate(groups):
+                    others = {a for j, other in enumerate(groups) if j != i for a in other}
+                    for atom in group:
+                        found.setdefault(atom, set()).update(others - {atom})
+    return found
+
+
+def _products(expr: Expr) -> Iterator[Sequence[Expr]]:
+    expr = resolve(expr)
+    if isinstance(expr, ProductExpr):
+        yield expr.factors
+        for factor in expr.factors:
+            yield from _products(factor)
+    elif isinstance(expr, ConcatExpr):
+        for segment in expr.segments:
+            yield from _products(segment)
+
+
+def _preference(atom: Atom) -> int:
+    known = [PREFERENCE[role] for role in atom.roles if role in PREFERENCE]
+    return min(known) if known and min(known) < 3 and "heads" not in atom.roles else max(known, default=2)
+
+
+def _select(candidates: Sequence[Atom], partners: Mapping[Atom, set[Atom]]) -> tuple[list[Atom], dict[Atom, str]]:
+    """Take the preferred atoms first; a partner of a taken one stays full."""
+    order = sorted(candidates, key=lambda atom: (_preference(atom), atom.size.count), reverse=True)
+    taken: set[Atom] = set()
+    left: dict[Atom, str] = {}
+    for atom in order:
+        winner = next((p for p in partners.get(atom, ()) if p in taken), None)
+        if winner is None:
+            taken.add(atom)
+        else:
+            role = next((r for r in ("head_dim", "norm_groups", "groups", "repeat") if r in atom.roles), "a factor")
+            left[atom] = (
+                f"{role} of size {atom.size.count} stays full by default: it is multiplied with an elastic "
+                f"dimension of size {winner.size.count}"
+            )
+    return [atom for atom in candidates if atom in taken], left
+
+
+def _kind(atom: Atom, stream: set[Atom], multiplied: bool) -> str:
+    if multiplied and "heads" in atom.roles:
+        return "heads"
+    if "convolved" in atom.roles:
+        return "channels"
+    return "hidden" if atom in stream else "inner"
+
+
+def _names(items: Sequence[tuple[Atom, str, Sequence[str]]]) -> dict[Atom, str]:
+    """Short names first; names that collide fall back to the module that makes the axis, then to numbers."""
+    names: dict[Atom, str] = {}
+    taken: set[str] = set()
+    short = [_join(_shared(parameters), kind) for _, kind, parameters in items]
+    for (atom, kind, parameters), name in zip(items, short, strict=True):
+        if short.count(name) > 1:
+            name = _join(parameters[0].rpartition(".")[0], kind)
+        base, number = name, 2
+        while name in taken:
+            name, number = f"{base}_{number}", number + 1
+        taken.add(name)
+        names[atom] = name
+    return names
+
+
+def _shared(parameters: Sequence[str]) -> str:
+    paths = [name.split(".")[:-1] for name in parameters]
+    if len(paths) == 1:
+        return ".".join(paths[0])
+    common: list[str] = []
+    for parts in zip(*paths, strict=False):
+        if len(set(parts)) > 1:
+            break
+        common.append(parts[0])
+    return ".".join(common)
+
+
+def _join(path: str, kind: str) -> str:
+    return re.sub(r"[^\w.]", "_", f"{path}.{kind}" if path else kind)

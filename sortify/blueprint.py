@@ -1,0 +1,63 @@
+"""Everything about a sorted model but its tensors: what is saved beside the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from torch import fx, nn
+
+from sortify.capture import Program, TensorInfo
+from sortify.cost import CostModel
+from sortify.network import Runner
+from sortify.plan import Plan
+from sortify.rewrite import rewrite
+from sortify.signature import Signature
+from sortify.space import Space, Trained
+
+
+@dataclass(frozen=True, eq=False)
+class Blueprint:
+    """A captured and analysed model.
+
+    Attributes:
+        programs: the captured graphs by mode ('train', 'eval').
+        infos: what each tensor is; aliases: further names of tied tensors.
+        signature: how calls become tensors.
+        plan: what is elastic; costs: what any sub-network costs.
+        trained: the groups and levels that were trained, if any.
+        source: what the model was converted from, for people.
+    """
+
+    programs: Mapping[str, Program]
+    infos: Mapping[str, TensorInfo]
+    aliases: Mapping[str, str]
+    signature: Signature
+    plan: Plan
+    costs: CostModel
+    trained: Trained | None = None
+    source: str | None = None
+
+    @cached_property
+    def sorted_runners(self) -> dict[str, Runner]:
+        """The rewritten graphs; they take the sizes of the active sub-network first."""
+        return {
+            mode: Runner(rewrite(program, self.plan, mode, self.infos), program.tensors, program.outputs)
+            for mode, program in self.programs.items()
+        }
+
+    @cached_property
+    def plain_runners(self) -> dict[str, Runner]:
+        """The captured graphs as they came."""
+        return {
+            mode: Runner(fx.GraphModule(nn.Module(), program.graph), program.tensors, program.outputs)
+            for mode, program in self.programs.items()
+        }
+
+    @cached_property
+    def space(self) -> Space:
+        return Space(self.plan, self.costs, self.trained)
+
+    def with_trained(self, trained: Trained) -> Blueprint:
+        return replace(self, trained=trained)

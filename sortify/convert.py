@@ -1,0 +1,116 @@
+"""Conversion: capture, analyse, plan, prove; what fails its proof is fixed, and the rest goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from sortify import proof
+from sortify.axes import algebra
+from sortify.axes.analysis import Analysis, analyse
+from sortify.axes.rules import RULES
+from sortify.blueprint import Blueprint
+from sortify.capture import Captured, capture
+from sortify.cost import make_cost_model
+from sortify.depth import Chain, find_chains
+from sortify.dims import Named
+from sortify.errors import AxesError, ProofError
+from sortify.model import SortedModel
+from sortify.plan import make_plan
+from sortify.inputs import example_inputs_for
+
+Say = Callable[[str], None]
+
+
+def sortify(
+    module: nn.Module,
+    example_inputs: tuple[Any, ...] | Mapping[str, Any] | torch.Tensor | None = None,
+    *,
+    progress: bool = False,
+    source: str | None = None,
+) -> SortedModel:
+    """Turn any PyTorch module into a nested family of models.
+
+    Args:
+        module: the model; it is not changed.
+        example_inputs: positional inputs as a tuple, keyword inputs as a dict, or None to infer them from what the
+            module says about itself (timm, torchvision and transformers models do).
+        progress: show the stages on the terminal.
+        source: where the model comes from, noted for people.
+
+    Returns:
+        The sorted model, full network active, in the mode (train or eval) of `module`.
+
+    Raises:
+        SourceError: the example inputs cannot be inferred.
+        CaptureError: the model cannot be captured.
+        AxesError: nothing in it is elastic; the message says why.
+        ProofError: the rewritten model does not equal the original.
+    """
+    with _stages(progress) as say:
+        inputs: Any = example_inputs if example_inputs is not None else example_inputs_for(module, source or "", None)
+        say("capturing the train and eval graphs")
+        captured = capture(module, inputs)
+        say("finding axes and blocks")
+        analysis = analyse(captured, RULES)
+        chains, notes = find_chains(captured, analysis)
+        say("proving them by running the model")
+        blueprint = _proven(captured, analysis, chains, [*captured.notes, *notes], module)
+        model = SortedModel(replace(blueprint, source=source), captured.tensors, captured.examples)
+        return model.train(module.training)
+
+
+def _proven(
+    captured: Captured, analysis: Analysis, chains: list[Chain], notes: list[str], module: nn.Module
+) -> Blueprint:
+    """Plan and prove; axes that fail are fixed with the reason until the rest passes."""
+    while True:
+        blueprint, atoms = _plan(captured, analysis, chains, notes)
+        report = proof.prove(blueprint, captured.tensors, captured.examples, module)
+        if report.passed:
+            return blueprint
+        failing = [] if _row(report, "permutation") else proof.failing_axes(blueprint, captured.tensors, captured.examples)
+        if not failing and not all(row.passed for row in report.rows if row.name.startswith("slice")):
+            failing = proof.axes_that_do_not_slice(blueprint, captured.tensors, captured.examples)
+        if not failing:
+            row = next(row for row in report.rows if not row.passed)
+            raise ProofError(
+                f"{type(module).__name__}: {row.name} failed: error {row.error:.3g}, allowed {row.tolerance:g} "
+                f"({row.note}); this is a fault of sortify, please report it"
+            )
+        for name in failing:
+            algebra.fix(atoms[name], f"axis {name} failed its proof: permuting it changed the outputs")
+
+
+def _row(report: proof.Report, name: str) -> bool:
+    return all(row.passed for row in report.rows if row.name == name)
+
+
+def _plan(
+    captured: Captured, analysis: Analysis, chains: list[Chain], notes: list[str]
+) -> tuple[Blueprint, dict[str, algebra.Atom]]:
+    plan, atoms = make_plan(captured, analysis, chains, notes)
+    if not plan.axes and not plan.chains:
+        reasons = list(dict.fromkeys(frozen.why for frozen in plan.frozen))
+        raise AxesError(
+            "nothing in this model is elastic: " + ("; ".join(reasons[:5]) or "it has no parameter with a free dimension")
+        )
+    named = {atom: Named(name, atom.size.count) for name, atom in atoms.items()}
+    costs = make_cost_model(captured, analysis, plan, named)
+    return Blueprint(captured.programs, captured.infos, captured.aliases, captured.signature, plan, costs), atoms
+
+
+@contextmanager
+def _stages(progress: bool) -> Iterator[Say]:
+    if not progress:
+        yield lambda text: None
+        return
+    console = Console(stderr=True)
+    with console.status("starting") as status:
+        yield lambda text: status.update(text)

@@ -1,0 +1,194 @@
+"""The sorted model: one set of weights, every nested sub-network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Self
+
+import torch
+
+from sortify import calibration, checkpoint, extract, proof
+from sortify.blueprint import Blueprint
+from sortify.cost import Cost
+from sortify.depth import Chain
+from sortify.errors import BudgetError
+from sortify.network import GraphModule
+from sortify.plan import Axis, Frozen, Plan
+from sortify.space import Space, Subnet, Trained
+
+
+class SortedModel(GraphModule):
+    """A model whose sub-networks share its weights. Made by `sortify.sortify`, read back by `sortify.load`.
+
+    It is called like the original module and is an ordinary `nn.Module`: parameters, optimisers, `.to(...)`,
+    `state_dict()` (original names) all work. At first the full network is active.
+
+    Attributes:
+        blueprint: everything about it but the tensors.
+        examples: the example input tensors, in captured order.
+    """
+
+    def __init__(
+        self, blueprint: Blueprint, tensors: Mapping[str, torch.Tensor], examples: Sequence[torch.Tensor]
+    ) -> None:
+        super().__init__(tensors, blueprint.infos, blueprint.aliases, blueprint.signature)
+        self.blueprint = blueprint
+        self.example_tensors = tuple(t.detach().clone() for t in examples)
+        self._active = blueprint.space.full
+        self._statistics: dict[Subnet, dict[str, torch.Tensor]] = {}
+
+    # -- running
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The active sub-network's output, in the structure of the original output."""
+        inputs = self._bind(args, kwargs)
+        runner = self.blueprint.sorted_runners["train" if self.training else "eval"]
+        own = None if self.training else self._statistics.get(self._active)
+        tensors = calibration.Overlay(self.tensors, own) if own else self.tensors
+        return runner((self._active.values,), tensors, inputs)
+
+    def train(self, mode: bool = True) -> Self:
+        """As `nn.Module.train`; recalibrated statistics are forgotten when training goes on."""
+        if mode:
+            self._statistics.clear()
+        return super().train(mode)
+
+    @property
+    def active(self) -> Subnet:
+        """The sub-network that runs."""
+        return self._active
+
+    def activate(self, subnet: Subnet | None = None, **fractions: float) -> Subnet:
+        """Make a sub-network the active one: `activate(subnet)`, or `activate(width=0.5, depth=0.75)`.
+
+        Without arguments the full network becomes active. No weight is copied.
+        """
+        chosen = self._chosen(subnet, fractions)
+        self._active = chosen
+        return chosen
+
+    def _chosen(self, subnet: Subnet | None, fractions: Mapping[str, float]) -> Subnet:
+        if subnet is not None and fractions:
+            raise BudgetError("give a sub-network or fractions, not both")
+        chosen = self.space.subnet(**fractions) if subnet is None else subnet
+        if chosen not in self.space:
+            raise BudgetError(f"sub-network {chosen} does not belong to this model; take one from model.space")
+        return chosen
+
+    @contextmanager
+    def using(self, subnet: Subnet | None = None, **fractions: float) -> Iterator[SortedModel]:
+        """Activate a sub-network for the length of a `with` block."""
+        before = self._active
+        self.activate(subnet, **fractions)
+        try:
+            yield self
+        finally:
+            self._active = before
+
+    # -- what is known
+
+    @property
+    def plan(self) -> Plan:
+        return self.blueprint.plan
+
+    @property
+    def axes(self) -> Mapping[str, Axis]:
+        """Every elastic axis by name."""
+        return MappingProxyType({axis.name: axis for axis in self.plan.axes})
+
+    @property
+    def chains(self) -> Mapping[str, Chain]:
+        """Every chain of bypassable blocks by name."""
+        return MappingProxyType({chain.name: chain for chain in self.plan.chains})
+
+    @property
+    def frozen(self) -> tuple[Frozen, ...]:
+        """What is not elastic, and why."""
+        return self.plan.frozen
+
+    @property
+    def space(self) -> Space:
+        """The sub-networks of this model."""
+        return self.blueprint.space
+
+    @property
+    def source(self) -> str | None:
+        """What the model was converted from."""
+        return self.blueprint.source
+
+    @property
+    def examples(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The example call: positional and named arguments."""
+        return self.signature.call(self.example_tensors)
+
+    def cost(self, subnet: Subnet | None = None) -> Cost:
+        """The exact cost of a sub-network (the active one by default) at the example inputs' sizes."""
+        return self.blueprint.costs((subnet or self._active).values)
+
+    def print_graph(self, mode: str = "eval") -> str:
+        """The rewritten graph as code: slice nodes, computed sizes, blocks."""
+        return self.blueprint.sorted_runners[mode].module.print_readable(print_output=False)
+
+    # -- statistics
+
+    @property
+    def has_batch_statistics(self) -> bool:
+        """Whether the model keeps running statistics, which belong to one sub-network."""
+        return bool(calibration.statistics_of(self.blueprint))
+
+    def recalibrate(self, loader: Iterable[Any], batches: int = 20) -> None:
+        """Measure the batch-norm statistics of the active sub-network; kept until training goes on.
+
+        Args:
+            loader: batches of model inputs (a tensor, a tuple of positional or a dict of keyword inputs), or
+                pairs of (inputs, target), of which the target is left out.
+            batches: how many to use; their statistics are averaged (US-Nets, arXiv 1903.05134, section 3.3).
+        """
+        if self.has_batch_statistics:
+            self._statistics[self._active] = calibration.measure(self, loader, batches)
+
+    # -- what comes out
+
+    def extract(self, budget: float | None = None, metric: str = "flops", subnet: Subnet | None = None) -> extract.ExtractedModel:
+        """A sub-network as a module of its own: within `budget` of the full network's `metric`, or a given one.
+
+        Raises:
+            BudgetError: nothing fits the budget, or both or neither of budget and subnet are given.
+        """
+        if (budget is None) == (subnet is None):
+            raise BudgetError("extract: give either a budget, such as 0.5, or a subnet")
+        chosen = self._chosen(self.space.at(budget, metric) if budget is not None else subnet, {})
+        small = extract.extract(self.blueprint, self.tensors, chosen, self._statistics.get(chosen))
+        return small.train(self.training)
+
+    def verify(self) -> proof.Report:
+        """Run the proof of the conversion again on the weights of now."""
+        return proof.prove(self.blueprint, self.tensors, self.example_tensors)
+
+    def record_trained(self, trained: Trained) -> None:
+        """Note which groups and levels were trained: budgets choose among them from now on."""
+        self.blueprint = self.blueprint.with_trained(trained)
+
+    def save(self, path: str | Path) -> None:
+        """Write the model to a folder that `sortify.load` reads: safetensors, JSON, graphs; no pickle."""
+        checkpoint.save(path, self.blueprint, self.tensors, self.example_tensors, self._statistics)
+
+    @property
+    def statistics(self) -> Mapping[Subnet, Mapping[str, torch.Tensor]]:
+        """Recalibrated batch-norm statistics by sub-network."""
+        return MappingProxyType(self._statistics)
+
+
+def load(path: str | Path) -> SortedModel:
+    """Read a model that `SortedModel.save` wrote. Runs no code from the folder and traces nothing.
+
+    Raises:
+        CheckpointError: the folder is missing, damaged, or of a newer version.
+    """
+    found = checkpoint.read(path)
+    model = SortedModel(found.blueprint, found.tensors, found.examples)
+    model._statistics.update(found.statistics)
+    return model.eval()

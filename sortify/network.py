@@ -1,0 +1,137 @@
+"""A module made of graphs: tensors under their original names, one graph per mode, the original call signature."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from sortify.capture import TensorInfo
+from sortify.signature import Signature
+from sortify.structure import Structure
+
+STORE = "weights"
+
+
+@dataclass(frozen=True, eq=False)
+class Runner:
+    """An executable graph: `module(*leading, device, dtype, *tensors, *inputs)` returns the flat outputs."""
+
+    module: fx.GraphModule
+    tensors: tuple[str, ...]
+    outputs: Structure
+
+    def __call__(
+        self, leading: Sequence[Any], tensors: Mapping[str, torch.Tensor], inputs: Sequence[torch.Tensor]
+    ) -> Any:
+        """Run on any tensors: `tensors` maps original names to what stands in for them (looked up as needed)."""
+        values = [tensors[name] for name in self.tensors]
+        reference = next((t for t in values if t.is_floating_point()), None)
+        reference = reference if reference is not None else next(iter([*values, *inputs]))
+        flat = self.module(*leading, reference.device, reference.dtype, *values, *inputs)
+        return self.outputs.build(flat)
+
+
+class TensorStore(Mapping[str, torch.Tensor]):
+    """The tensors of a tree of plain modules by their original names, looked up at each use."""
+
+    def __init__(self, places: Mapping[str, tuple[dict[str, Any], str]]) -> None:
+        self._places = places
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        table, key = self._places[name]
+        found = table[key]
+        assert isinstance(found, torch.Tensor)
+        return found
+
+    def __iter__(self) -> Any:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+class GraphModule(nn.Module):
+    """Base of sorted and extracted models.
+
+    Parameters and buffers live in a tree of plain modules that repeats the original names, so `state_dict()` has
+    the keys of the original model and loads its files; the graphs hold no tensors of their own.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        infos: Mapping[str, TensorInfo],
+        aliases: Mapping[str, str],
+        signature: Signature,
+    ) -> None:
+        super().__init__()
+        self.signature = signature
+        self._infos = dict(infos)
+        self._aliases = dict(aliases)
+        store = _tree(tensors, infos, aliases)
+        self.add_module(STORE, store)
+        self._store = TensorStore({name: _place(store, name) for name in infos})
+        self.register_state_dict_post_hook(_to_original_names)
+        self.register_load_state_dict_pre_hook(_from_original_names)
+
+    @property
+    def tensors(self) -> TensorStore:
+        """Every tensor that the graphs use, by original name."""
+        return self._store
+
+    def _bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+        return self.signature.bind(args, kwargs)
+
+
+def _tree(
+    tensors: Mapping[str, torch.Tensor], infos: Mapping[str, TensorInfo], aliases: Mapping[str, str]
+) -> nn.Module:
+    root = nn.Module()
+    made: dict[str, Any] = {}
+    for name in [*tensors, *aliases]:
+        first = aliases.get(name, name)
+        if first not in made:
+            value = tensors[first].detach().clone()
+            parameter = infos[first].kind == "parameter"
+            made[first] = nn.Parameter(value, infos[first].requires_grad) if parameter else value
+        path, _, key = name.rpartition(".")
+        holder = _holder(root, path)
+        # Written directly: the public methods refuse names such as `type`, which the original may use.
+        if isinstance(made[first], nn.Parameter):
+            holder._parameters[key] = made[first]
+        else:
+            holder._buffers[key] = made[first]
+            if infos[first].kind != "buffer":
+                holder._non_persistent_buffers_set.add(key)
+    return root
+
+
+def _holder(root: nn.Module, path: str) -> nn.Module:
+    for part in path.split(".") if path else ():
+        if part not in root._modules:
+            root._modules[part] = nn.Module()
+        child = root._modules[part]
+        assert child is not None
+        root = child
+    return root
+
+
+def _place(root: nn.Module, name: str) -> tuple[dict[str, Any], str]:
+    path, _, key = name.rpartition(".")
+    holder = _holder(root, path)
+    return (holder._parameters if key in holder._parameters else holder._buffers), key
+
+
+def _to_original_names(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    start = f"{prefix}{STORE}."
+    for key in [key for key in state if key.startswith(start)]:
+        state[prefix + key.removeprefix(start)] = state.pop(key)
+
+
+def _from_original_names(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    for key in [key for key in state if key.startswith(prefix)]:
+        state[f"{prefix}{STORE}.{key.removeprefix(prefix)}"] = state.pop(key)

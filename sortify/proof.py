@@ -1,0 +1,256 @@
+"""Proof: what was found about a model is checked by running it (DESIGN, section 4).
+
+All checks run on perturbed weights, so that zeros (a fresh head, a layer scale of 1e-6) hide nothing:
+
+1. identity: the rewritten full model equals the original one, in train and in eval mode;
+2. permutation: all axes are shuffled at once in every tensor that carries them, and outputs stay what they were;
+3. slice = extraction: a sub-network run in place equals its extraction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from sortify.blueprint import Blueprint
+from sortify.capture import mode_of
+from sortify.extract import extract, pick
+from sortify.space import Subnet
+
+Tensors = Mapping[str, torch.Tensor]
+SINGLE, DOUBLE = 1e-5, 1e-10
+
+
+@dataclass(frozen=True)
+class Check:
+    """One row of a proof: the largest difference relative to the outputs' scale, and what is allowed."""
+
+    name: str
+    error: float
+    tolerance: float
+    note: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.tolerance
+
+
+@dataclass(frozen=True)
+class Report:
+    """All rows of a proof."""
+
+    rows: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(row.passed for row in self.rows)
+
+
+def prove(blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.Tensor], original: nn.Module | None = None) -> Report:
+    """Run every check.
+
+    Args:
+        blueprint: the sorted model; tensors: its weights (not changed); examples: inputs to run it on.
+        original: the module that it was made from; without it, identity is checked against the captured graph.
+    """
+    noisy = perturbed(tensors)
+    rows = [identity(blueprint, noisy, examples, mode, original) for mode in ("train", "eval")]
+    if blueprint.plan.axes:
+        rows.append(permutation(blueprint, noisy, examples, [axis.name for axis in blueprint.plan.axes]))
+    for subnet in dict.fromkeys((blueprint.space.full, middle(blueprint))):
+        rows.append(slice_is_extraction(blueprint, noisy, examples, subnet))
+    return Report(tuple(rows))
+
+
+def middle(blueprint: Blueprint) -> Subnet:
+    """Half of every group."""
+    return blueprint.space.subnet(**dict.fromkeys(blueprint.space.groups, 0.5))
+
+
+def perturbed(tensors: Tensors, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Tensors that differ a little from the given ones: factors near one, and for trained ones a shift too."""
+    generator = torch.Generator().manual_seed(seed)
+    result = {}
+    for name, tensor in tensors.items():
+        value = tensor.detach()
+        if value.is_floating_point():
+            noise = torch.rand(value.shape, generator=generator, dtype=torch.float32).to(value.device)
+            value = value * (1 + 0.1 * noise).to(value.dtype)
+            if isinstance(tensor, nn.Parameter) or tensor.requires_grad:
+                value = value + (0.05 * (noise - 0.5)).to(value.dtype)
+        result[name] = value.clone() if value is tensor or not value.is_floating_point() else value
+    return result
+
+
+def identity(
+    blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.Tensor], mode: str, original: nn.Module | None
+) -> Check:
+    """The rewritten full model against the original: outputs, and in training the buffers that a step changes."""
+    runner = blueprint.sorted_runners[mode]
+    ours, theirs = _clones(tensors, blueprint), _clones(tensors, blueprint)
+    if original is None:
+        expected = _run(lambda: blueprint.plain_runners[mode]((), theirs, examples))
+    else:
+        args, kwargs = blueprint.signature.call(examples)
+        state = {name: t for name, t in theirs.items() if blueprint.infos[name].kind != "constant"}
+        with mode_of(original, mode == "train"):
+            expected = _run(lambda: torch.func.functional_call(original, state, args, kwargs))
+    found = _run(lambda: runner((blueprint.space.full.values,), ours, examples))
+    error = difference(expected, found)
+    changed = [name for name, info in blueprint.infos.items() if info.kind != "parameter" and name in tensors]
+    error = max([error, *(difference(theirs[name], ours[name]) for name in changed)])
+    return Check(f"identity ({mode})", error, SINGLE, "full model = original" if original else "full model = captured graph")
+
+
+def permutation(blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.Tensor], axes: Sequence[str]) -> Check:
+    """Shuffle the given axes at once, in float64: outputs must not change."""
+    error = permutation_error(blueprint, tensors, examples)(axes)
+    tolerance = SINGLE if _casts_to_single(blueprint) else DOUBLE
+    note = f"{len(axes)} axes shuffled at once, float64" + (
+        "; the model itself casts to a smaller dtype" if tolerance == SINGLE else ""
+    )
+    return Check("permutation", error, tolerance, note)
+
+
+def permutation_error(
+    blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.Tensor]
+) -> Callable[[Iterable[str]], float]:
+    """A function from axes to the error that shuffling them makes; the reference run is made once."""
+    runner = blueprint.plain_runners["eval"]
+    double = {name: t.double() if t.is_floating_point() else t for name, t in tensors.items() if name in runner.tensors}
+    inputs = [t.double() if t.is_floating_point() else t for t in _few(blueprint, examples)]
+    expected = _run(lambda: runner((), double, inputs))
+    sizes = {axis.name: axis.size for axis in blueprint.plan.axes}
+
+    def error(axes: Iterable[str]) -> float:
+        generator = torch.Generator().manual_seed(1)
+        orders = {name: _shuffle(sizes[name], generator) for name in axes}
+        shuffled = _Lazily(double, lambda name, t: pick(t, blueprint.plan.shapes.get(name, ()), orders))
+        return difference(expected, _run(lambda: runner((), shuffled, inputs)))
+
+    return error
+
+
+def failing_axes(blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.Tensor]) -> list[str]:
+    """The axes whose permutation changes the outputs, found by bisection; [] when all may be shuffled."""
+    error = permutation_error(blueprint, perturbed(tensors), examples)
+    tolerance = SINGLE if _casts_to_single(blueprint) else DOUBLE
+
+    def search(names: list[str]) -> list[str]:
+        if not names or error(names) <= tolerance:
+            return []
+        if len(names) == 1:
+            return names
+        half = len(names) // 2
+        return (search(names[:half]) + search(names[half:])) or names
+
+    return search([axis.name for axis in blueprint.plan.axes])
+
+
+def slice_is_extraction(
+    blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.Tensor], subnet: Subnet
+) -> Check:
+    """A sub-network in place against its extraction, in eval mode."""
+    runner = blueprint.sorted_runners["eval"]
+    name = f"slice = extraction ({'full' if subnet == blueprint.space.full else 'half'})"
+    args, kwargs = blueprint.signature.call(examples)
+    try:
+        found = _run(lambda: runner((subnet.values,), tensors, examples))
+        small = extract(blueprint, tensors, subnet).eval()
+        expected = _run(lambda: small(*args, **kwargs))
+    except Exception as error:  # whatever op refuses the smaller size
+        return Check(name, float("inf"), SINGLE, f"{subnet}: {type(error).__name__}: {error}".splitlines()[0])
+    return Check(name, difference(expected, found), SINGLE, str(subnet))
+
+
+def difference(expected: Any, found: Any) -> float:
+    """The largest difference over all tensors of two nested values, relative to the expected scale.
+
+    Infinite when structures, shapes, dtype kinds or NaN patterns differ, or when nothing was compared.
+    """
+    left, left_spec = torch.utils._pytree.tree_flatten(expected)
+    right, right_spec = torch.utils._pytree.tree_flatten(found)
+    if len(left) != len(right) or left_spec.num_leaves != right_spec.num_leaves:
+        return float("inf")
+    return max((_leaf_difference(a, b) for a, b in zip(left, right, strict=True)), default=float("inf"))
+
+
+def _leaf_difference(a: Any, b: Any) -> float:
+    if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
+        return 0.0 if type(a) is type(b) and a == b else float("inf")
+    if a.shape != b.shape or a.is_floating_point() != b.is_floating_point():
+        return float("inf")
+    if not (a.is_floating_point() or a.is_complex()):
+        return 0.0 if torch.equal(a, b) else float("inf")
+    if a.numel() == 0:
+        return 0.0
+    a, b = a.detach().double(), b.detach().double()
+    same = (a == b) | (a.isnan() & b.isnan())
+    gap = torch.where(same, 0.0, (a - b).abs())
+    scale = a[a.isfinite()].abs().max() if a.isfinite().any() else torch.tensor(1.0)
+    worst = float(gap.max() / scale.clamp(min=1e-3))
+    return float("inf") if worst != worst else worst
+
+
+class _Lazily(dict[str, torch.Tensor]):
+    """Tensors changed one by one as they are looked up."""
+
+    def __init__(self, tensors: Tensors, change: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__(tensors)
+        self._change = change
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._change(name, super().__getitem__(name))
+
+
+def _shuffle(size: int, generator: torch.Generator) -> list[int]:
+    """A random order that is not the identity."""
+    order = torch.randperm(size, generator=generator).tolist()
+    return order if order != list(range(size)) else order[1:] + order[:1]
+
+
+def _few(blueprint: Blueprint, examples: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """One sample where every input has a batch of any size: float64 is slow."""
+    specs = blueprint.signature.specs
+    batched = all(spec.shape and spec.shape[0] is None for spec in specs) and bool(specs)
+    return [t[:1] for t in examples] if batched else list(examples)
+
+
+def _clones(tensors: Tensors, blueprint: Blueprint) -> dict[str, torch.Tensor]:
+    """Buffers are cloned, as a training step changes them; parameters are not."""
+    return {n: t if blueprint.infos[n].kind == "parameter" else t.clone() for n, t in tensors.items()}
+
+
+def _run(call: Callable[[], Any]) -> Any:
+    """Run with a fixed seed, without gradients, leaving the caller's random state alone."""
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        return call()
+
+
+def _casts_to_single(blueprint: Blueprint) -> bool:
+    """Whether the eval graph names a floating dtype of less than double precision."""
+    return any(
+        isinstance(value, torch.dtype) and value.is_floating_point and value != torch.float64
+        for node in blueprint.programs["eval"].graph.nodes
+        if node.op == "call_function"
+        for value in (*node.args, *node.kwargs.values())
+    )
+
+
+
+
+def axes_that_do_not_slice(
+    blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.Tensor]
+) -> list[str]:
+    """The axes that cannot be cut on their own: the sub-network does not run, or does not equal its extraction."""
+    noisy = perturbed(tensors)
+    found = []
+    for axis in blueprint.plan.axes:
+        subnet = blueprint.space.subnet(**{axis.name: 0.5})
+        found += [] if slice_is_extraction(blueprint, noisy, examples, subnet).passed else [axis.name]
+    return found
