@@ -8,6 +8,7 @@ entry is checked before it is used, and whatever does not fit is a CheckpointErr
 from __future__ import annotations
 
 import builtins
+import functools
 import keyword
 import math
 import operator
@@ -91,8 +92,11 @@ def target_name(target: Any) -> str:
 
 def find_target(name: str) -> Callable[..., Any]:
     """The operator or function that `target_name` called `name`. Raises CheckpointError if there is none."""
-    if name in _FUNCTIONS:
-        return _FUNCTIONS[name]
+    return _FUNCTIONS[name] if name in _FUNCTIONS else _find_operator(name)
+
+
+@functools.lru_cache(maxsize=1024)
+def _find_operator(name: str) -> Callable[..., Any]:
     parts = name.split(".")
     if len(parts) != 3 or not all(map(_IDENTIFIER.match, parts)):
         raise CheckpointError(f"unknown function {shorten(name)}")
