@@ -8,8 +8,9 @@ from functools import cached_property
 
 from torch import fx, nn
 
-from sortify.capture import Program, TensorInfo
+from sortify.capture import TensorInfo
 from sortify.cost import CostModel
+from sortify.lifting import Program
 from sortify.network import Runner
 from sortify.plan import Plan
 from sortify.rewrite import rewrite

@@ -14,9 +14,9 @@ from torch import fx
 
 from sortify.axes.rules.table import position_of
 from sortify.blueprint import Blueprint
-from sortify.capture import Program
 from sortify.errors import DataError, InputError
 from sortify.extract import cut_tensors
+from sortify.lifting import Program
 from sortify.network import Runner
 from sortify.rewrite import rewrite
 

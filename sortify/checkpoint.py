@@ -11,6 +11,7 @@ A folder is written beside its place and moved when complete; files of others in
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,12 +23,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from sortify.blueprint import Blueprint
-from sortify.capture import Program, TensorInfo
+from sortify.capture import TensorInfo
 from sortify.cost import CostModel
 from sortify.dims import full
 from sortify.errors import CheckpointError, SortifyError
 from sortify.files import replacing
 from sortify.graphs import graph_from_json, graph_to_json
+from sortify.lifting import Program
 from sortify.plan import Plan
 from sortify.signature import Signature
 from sortify.space import Subnet, Trained
@@ -35,7 +37,11 @@ from sortify.structure import Structure
 
 VERSION = 1
 MAIN, GRAPH, WEIGHTS, EXAMPLE, STATISTICS = (
-    "sortify.json", "graph.json", "model.safetensors", "example.safetensors", "statistics.safetensors"
+    "sortify.json",
+    "graph.json",
+    "model.safetensors",
+    "example.safetensors",
+    "statistics.safetensors",
 )
 
 
@@ -87,12 +93,13 @@ def save(
             save_file({str(i): t.detach().contiguous().cpu() for i, t in enumerate(examples)}, place(EXAMPLE))
             save_file(_plain(measured), place(STATISTICS))
             place(GRAPH).write_text(json.dumps(programs))
+            main["sha256"] = {name: _digest(place(name)) for name in (WEIGHTS, EXAMPLE, STATISTICS, GRAPH)}
             place(MAIN).write_text(json.dumps(main, indent=1))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be written ({error}); what was there before is untouched") from error
 
 
-class _all_or_nothing:  # noqa: N801 - used like a function
+class _all_or_nothing:
     """Files are written into one draft folder beside the checkpoint and moved into it when all are complete."""
 
     def __init__(self, path: Path) -> None:
@@ -130,8 +137,9 @@ def read(path: str | Path) -> Contents:
         raise CheckpointError(f"{path / MAIN}: this is no sortify checkpoint")
     if main.get("version") != VERSION:
         raise CheckpointError(
-            f"{path / MAIN}: format version {main.get('version')!r}, this sortify reads {VERSION}; install a newer sortify"
+            f"{path / MAIN}: format version {main.get('version')!r}, this sortify reads {VERSION}: install a newer one"
         )
+    _check_files(path, main)
     try:
         programs = {mode: _program(data) for mode, data in _json(path / GRAPH).items()}
         blueprint, members = _blueprint(main, programs)
@@ -150,11 +158,36 @@ def read(path: str | Path) -> Contents:
     return Contents(blueprint, tensors, tuple(examples[key] for key in sorted(examples, key=int)), statistics)
 
 
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _check_files(path: Path, main: Mapping[str, Any]) -> None:
+    """Every file must be the one that was written with `sortify.json`."""
+    expected = main.get("sha256")
+    if not isinstance(expected, dict) or set(expected) != {WEIGHTS, EXAMPLE, STATISTICS, GRAPH}:
+        raise CheckpointError(f"{path / MAIN}: damaged checkpoint (the list of checksums is missing)")
+    for name, digest in expected.items():
+        try:
+            found = _digest(path / name)
+        except OSError as error:
+            raise CheckpointError(
+                f"{path / name}: cannot be read ({error.strerror}); the checkpoint is incomplete"
+            ) from error
+        if found != digest:
+            raise CheckpointError(
+                f"{path / name}: its checksum is not the one in {MAIN}; the file is damaged or of another checkpoint"
+            )
+
+
 def _json(file: Path) -> dict[str, Any]:
     try:
         data = json.loads(file.read_text())
     except FileNotFoundError as error:
-        raise CheckpointError(f"{file}: not found; make a checkpoint with `sortify convert SOURCE -o {file.parent}`") from error
+        raise CheckpointError(
+            f"{file}: not found; make a checkpoint with `sortify convert SOURCE -o {file.parent}`"
+        ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: cannot be read ({error})") from error
     if not isinstance(data, dict):
@@ -201,7 +234,9 @@ def _check(path: Path, blueprint: Blueprint, tensors: Mapping[str, torch.Tensor]
     if expected != found:
         name = sorted(expected ^ found)[0]
         state = "missing" if name in expected else "unexpected"
-        raise CheckpointError(f"{path / WEIGHTS}: tensor {name!r} is {state}; the file belongs to another model or is damaged")
+        raise CheckpointError(
+            f"{path / WEIGHTS}: tensor {name!r} is {state}; the file belongs to another model or is damaged"
+        )
     for name, dims in blueprint.plan.shapes.items():
         wanted = tuple(map(full, dims))
         if tuple(tensors[name].shape) != wanted:

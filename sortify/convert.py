@@ -21,9 +21,9 @@ from sortify.cost import make_cost_model
 from sortify.depth import Chain, find_chains
 from sortify.dims import Named
 from sortify.errors import AxesError, ProofError
+from sortify.inputs import example_inputs_for
 from sortify.model import SortedModel
 from sortify.plan import make_plan
-from sortify.inputs import example_inputs_for
 
 Say = Callable[[str], None]
 
@@ -75,7 +75,9 @@ def _proven(
         report = proof.prove(blueprint, captured.tensors, captured.examples, module)
         if report.passed:
             return blueprint
-        failing = [] if _row(report, "permutation") else proof.failing_axes(blueprint, captured.tensors, captured.examples)
+        failing = (
+            [] if _row(report, "permutation") else proof.failing_axes(blueprint, captured.tensors, captured.examples)
+        )
         if not failing and not all(row.passed for row in report.rows if row.name.startswith("slice")):
             failing = proof.axes_that_do_not_slice(blueprint, captured.tensors, captured.examples)
         if not failing:
@@ -99,7 +101,8 @@ def _plan(
     if not plan.axes and not plan.chains:
         reasons = list(dict.fromkeys(frozen.why for frozen in plan.frozen))
         raise AxesError(
-            "nothing in this model is elastic: " + ("; ".join(reasons[:5]) or "it has no parameter with a free dimension")
+            "nothing in this model is elastic: "
+            + ("; ".join(reasons[:5]) or "it has no parameter with a free dimension")
         )
     named = {atom: Named(name, atom.size.count) for name, atom in atoms.items()}
     costs = make_cost_model(captured, analysis, plan, named)

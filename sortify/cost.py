@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -151,12 +151,10 @@ class _Sizer:
 
 def hint(size: int | torch.SymInt) -> int:
     """The size of a dimension at the example inputs."""
-    return size if isinstance(size, int) else int(size.node.hint)
+    return size if isinstance(size, int) else int(cast(int, size.node.hint))
 
 
-def _parameter_terms(
-    captured: Captured, plan: Plan, owners: Mapping[str, tuple[int, int]]
-) -> list[Term]:
+def _parameter_terms(captured: Captured, plan: Plan, owners: Mapping[str, tuple[int, int]]) -> list[Term]:
     """A parameter counts when any block that uses it is kept, and always when it is used elsewhere."""
     users: dict[str, set[tuple[int, int] | None]] = {}
     program = captured.programs["eval"]
@@ -242,8 +240,10 @@ FLOPS: dict[str, Callable[[fx.Node, Known], Factors]] = {
     "aten.linear.default": _with_inner(0),
     "aten.addmm.default": _with_inner(1),
     "aten.baddbmm.default": _with_inner(1),
-    **dict.fromkeys(("aten.matmul.default", "aten.mm.default", "aten.bmm.default", "aten.mv.default",
-                     "aten.dot.default"), _with_inner(0)),
+    **dict.fromkeys(
+        ("aten.matmul.default", "aten.mm.default", "aten.bmm.default", "aten.mv.default", "aten.dot.default"),
+        _with_inner(0),
+    ),
     **{name: _convolution for name, function in RULES.items() if function is convolution},
     **{name: _transposed for name, function in RULES.items() if function is transposed_convolution},
     "aten.scaled_dot_product_attention.default": _attention,

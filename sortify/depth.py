@@ -22,7 +22,8 @@ from sortify.axes.rules.contraction import CONTRACTIONS
 from sortify.axes.rules.pointwise import POINTWISE, SAME_SHAPE
 from sortify.axes.rules.reductions import NORMALISATIONS
 from sortify.axes.rules.table import overloads
-from sortify.capture import Captured, Program
+from sortify.capture import Captured
+from sortify.lifting import Program, shares_memory
 
 SINK = "sink"
 ADDITIONS = frozenset(overloads("add"))
@@ -98,7 +99,17 @@ class _Flow:
     def closed(self, entry: fx.Node, exit: fx.Node) -> bool:
         """Whether nothing strictly inside is used outside."""
         inside = set(self.between(entry, exit))
-        return all(user in inside for node in inside - {exit} for user in node.users)
+        return all(user in inside for node in inside - {exit} for user in node.users) and not self.changed(exit)
+
+    def changed(self, node: fx.Node) -> bool:
+        """Whether an op changes the memory of `node` in place, itself or a view of it."""
+        for user in node.users:
+            schema = getattr(user.target, "_schema", None)
+            if schema is not None and schema.is_mutable:
+                return True
+            if shares_memory(user) and self.changed(user):
+                return True
+        return False
 
     def tensors(self, nodes: Iterable[fx.Node]) -> frozenset[str]:
         """The names of the tensors that the given nodes use."""
@@ -298,5 +309,3 @@ def _chain_name(blocks: Sequence[Block], chains: Sequence[Chain]) -> str:
     taken = {chain.name for chain in chains}
     candidates = (name if i == 1 else f"{name}_{i}" for i in range(1, len(chains) + 2))
     return next(c for c in candidates if c not in taken)
-
-

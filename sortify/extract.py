@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from torch import fx, nn
 
 from sortify.blueprint import Blueprint
-from sortify.capture import Program
 from sortify.dims import Dim, active, full, positions
 from sortify.errors import SortifyError
 from sortify.files import replacing
+from sortify.lifting import Program
 from sortify.network import GraphModule, Runner
 from sortify.plan import Plan
 from sortify.rewrite import set_size
@@ -31,7 +31,9 @@ FORMATS = ("pt2", "safetensors")
 class ExtractedModel(GraphModule):
     """A sub-network on its own: smaller tensors under the original names, fixed graphs, the original call."""
 
-    def __init__(self, blueprint: Blueprint, programs: Mapping[str, Program], tensors: Mapping[str, torch.Tensor]) -> None:
+    def __init__(
+        self, blueprint: Blueprint, programs: Mapping[str, Program], tensors: Mapping[str, torch.Tensor]
+    ) -> None:
         kept = {name: blueprint.infos[name] for name in tensors}
         aliases = {name: first for name, first in blueprint.aliases.items() if first in tensors}
         super().__init__(tensors, kept, aliases, blueprint.signature)
@@ -91,7 +93,7 @@ def shrink(program: Program, plan: Plan, mode: str, subnet: Subnet) -> Program:
         set_size(by_name[literal.node], literal, lambda old, dim: _constant(graph, old, dim, sizes))
     depths = dict(subnet.depths)
     for chain in plan.chains:
-        for block in chain.blocks[depths[chain.name] :]:
+        for block in reversed(chain.blocks[depths[chain.name] :]):
             region = block.regions[mode]
             by_name[region.exit].replace_all_uses_with(by_name[region.entry])
     return _without_unused(graph, program)

@@ -152,7 +152,9 @@ class SortedModel(GraphModule):
 
     # -- what comes out
 
-    def extract(self, budget: float | None = None, metric: str = "flops", subnet: Subnet | None = None) -> extract.ExtractedModel:
+    def extract(
+        self, budget: float | None = None, metric: str = "flops", subnet: Subnet | None = None
+    ) -> extract.ExtractedModel:
         """A sub-network as a module of its own: within `budget` of the full network's `metric`, or a given one.
 
         Raises:

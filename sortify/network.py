@@ -75,8 +75,8 @@ class GraphModule(nn.Module):
         store = _tree(tensors, infos, aliases)
         self.add_module(STORE, store)
         self._store = TensorStore({name: _place(store, name) for name in infos})
-        self.register_state_dict_post_hook(_to_original_names)
-        self.register_load_state_dict_pre_hook(_from_original_names)
+        self.register_state_dict_post_hook(_to_original_names)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_from_original_names)  # type: ignore[no-untyped-call]
 
     @property
     def tensors(self) -> TensorStore:

@@ -80,7 +80,7 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "axes": [vars(axis) | {"levels": list(axis.levels), "parameters": list(axis.parameters)} for axis in self.axes],
+            "axes": [vars(a) | {"levels": list(a.levels), "parameters": list(a.parameters)} for a in self.axes],
             "chains": [
                 {"name": c.name, "blocks": [{"name": b.name, "regions": _regions_json(b)} for b in c.blocks]}
                 for c in self.chains

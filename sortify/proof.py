@@ -50,7 +50,9 @@ class Report:
         return all(row.passed for row in self.rows)
 
 
-def prove(blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.Tensor], original: nn.Module | None = None) -> Report:
+def prove(
+    blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.Tensor], original: nn.Module | None = None
+) -> Report:
     """Run every check.
 
     Args:
@@ -103,7 +105,8 @@ def identity(
     error = difference(expected, found)
     changed = [name for name, info in blueprint.infos.items() if info.kind != "parameter" and name in tensors]
     error = max([error, *(difference(theirs[name], ours[name]) for name in changed)])
-    return Check(f"identity ({mode})", error, SINGLE, "full model = original" if original else "full model = captured graph")
+    note = f"full model = {'captured graph' if original is None else 'original'}"
+    return Check(f"identity ({mode})", error, SINGLE, note)
 
 
 def permutation(blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.Tensor], axes: Sequence[str]) -> Check:
@@ -242,11 +245,7 @@ def _casts_to_single(blueprint: Blueprint) -> bool:
     )
 
 
-
-
-def axes_that_do_not_slice(
-    blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.Tensor]
-) -> list[str]:
+def axes_that_do_not_slice(blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.Tensor]) -> list[str]:
     """The axes that cannot be cut on their own: the sub-network does not run, or does not equal its extraction."""
     noisy = perturbed(tensors)
     found = []

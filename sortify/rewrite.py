@@ -18,9 +18,10 @@ import torch
 from torch import fx, nn
 
 from sortify.axes.rules.table import position_of
-from sortify.capture import Program, TensorInfo, device_type
+from sortify.capture import TensorInfo
 from sortify.depth import Region
 from sortify.dims import Concat, Dim, Fixed, Named, Product, full, shape_text
+from sortify.lifting import Program, device_type
 from sortify.plan import Plan, SizeLiteral
 from sortify.slicing import axis_names, take, take_copy
 
@@ -162,10 +163,9 @@ class _Writer:
             return self.env[node]
         if node not in self.slices:
             sizes = [self._entry(self._index(name)) for name in axis_names(shape)]
+            arguments = self.env[node], shape_text(shape), sizes
             slicer = self.source.slicers[node]
-            new = self.graph.create_node(
-                "call_function", slicer, (self.env[node], shape_text(shape), sizes), name=f"{node.name}_slice"
-            )
+            new = self.graph.create_node("call_function", slicer, arguments, name=f"{node.name}_slice")
             new.meta = dict(node.meta)
             self.slices[node] = new
         return self.slices[node]
@@ -185,7 +185,8 @@ class _Writer:
         return self.computed[index]
 
     def _last_hole(self) -> fx.Node:
-        return [node for node in self.graph.nodes if node.op == "placeholder"][-1]
+        holes: list[fx.Node] = [node for node in self.graph.nodes if node.op == "placeholder"]
+        return holes[-1]
 
     def _resized(self, old: Any, dim: Dim) -> Size:
         if isinstance(old, fx.Node):

@@ -190,6 +190,8 @@ class Space:
         return max(within, key=lambda member: (costs[member], member.values))
 
     def __contains__(self, subnet: object) -> bool:
-        return isinstance(subnet, Subnet) and [n for n, _ in subnet.sizes] == [a.name for a in self._plan.axes] and (
-            self.full.contains(subnet) and min(subnet.values, default=0) >= 0
+        return (
+            isinstance(subnet, Subnet)
+            and [n for n, _ in subnet.sizes] == [a.name for a in self._plan.axes]
+            and (self.full.contains(subnet) and min(subnet.values, default=0) >= 0)
         )

@@ -36,7 +36,7 @@ ROOMS = [
     ["errors", "files"],
     ["dims", "structure", "graphs", "signature"],
     ["inputs", "trust", "sources"],
-    ["capture"],
+    ["lifting", "capture"],
     ["axes"],
     ["depth"],
     ["plan"],

@@ -1,0 +1,1 @@
+"""The dimension algebra: expressions, one rule per op, analysis, names."""

@@ -20,7 +20,7 @@ from typing import NamedTuple
 class Size(NamedTuple):
     """A positive size: `count` times symbols (unknown sizes such as the batch), sorted by name."""
 
-    count: int
+    count: int  # type: ignore[assignment]  # shadows tuple.count, which nobody calls
     symbols: tuple[str, ...] = ()
 
     def times(self, other: Size) -> Size:
@@ -57,11 +57,15 @@ class Atom:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ProductExpr:
+    """Factors in row-major order, the outermost first."""
+
     factors: tuple[Expr, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ConcatExpr:
+    """Segments one after the other."""
+
     segments: tuple[Expr, ...]
 
 
@@ -70,6 +74,7 @@ UNIT = Atom(ONE, fixed="size 1")
 
 
 def fixed_atom(size: Size | int, why: str) -> Atom:
+    """A new atom that no sub-network changes."""
     size = Size(size) if isinstance(size, int) else size
     return UNIT if size == ONE else Atom(size, fixed=why)
 
@@ -104,6 +109,7 @@ def _same_kind(new: Expr, old: Expr) -> bool:
 
 
 def product(factors: Iterable[Expr]) -> Expr:
+    """The canonical product: nested products opened, factors of size 1 dropped."""
     flat: list[Expr] = []
     for factor in map(resolve, factors):
         flat += factor.factors if isinstance(factor, ProductExpr) else [factor]
@@ -114,6 +120,7 @@ def product(factors: Iterable[Expr]) -> Expr:
 
 
 def concat(segments: Iterable[Expr]) -> Expr:
+    """The canonical concatenation: nested ones opened."""
     flat: list[Expr] = []
     for segment in map(resolve, segments):
         flat += segment.segments if isinstance(segment, ConcatExpr) else [segment]
@@ -121,6 +128,7 @@ def concat(segments: Iterable[Expr]) -> Expr:
 
 
 def size_of(expr: Expr) -> Size:
+    """The size of an expression."""
     match expr:
         case Atom():
             return expr.size
@@ -148,6 +156,7 @@ def atoms(expr: Expr) -> Iterator[Atom]:
 
 
 def is_fixed(expr: Expr) -> bool:
+    """Whether no atom of `expr` is open."""
     return all(atom.fixed is not None for atom in atoms(expr))
 
 

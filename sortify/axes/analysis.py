@@ -11,9 +11,10 @@ import torch
 from torch import fx
 
 from sortify.axes import algebra
-from sortify.axes.algebra import Expr, fixed_atom, open_atom
+from sortify.axes.algebra import fixed_atom, open_atom
 from sortify.axes.rules.table import RULES, Call, Dims, Literal, Result, sizes_of
-from sortify.capture import Captured, Program
+from sortify.capture import Captured
+from sortify.lifting import Program
 
 
 @dataclass(eq=False)
@@ -68,9 +69,7 @@ def place_of(node: fx.Node) -> str:
     return " ".join(parts)
 
 
-def _apply(
-    node: fx.Node, known: Mapping[fx.Node, Result], literals: list[Literal], rules: Mapping[str, Any]
-) -> Result:
+def _apply(node: fx.Node, known: Mapping[fx.Node, Result], literals: list[Literal], rules: Mapping[str, Any]) -> Result:
     if node.target is operator.getitem:
         source = known.get(node.args[0])  # type: ignore[arg-type]
         return source[node.args[1]] if isinstance(source, list) else None  # type: ignore[index]
@@ -138,7 +137,3 @@ def _fix_all(result: Result, why: str) -> None:
 def dims_equal(a: Dims, b: Dims) -> bool:
     """Whether two tensors are known to have one and the same dimensions."""
     return len(a) == len(b) and all(algebra.same(x, y) for x, y in zip(a, b, strict=True))
-
-
-def open_atoms(dims: tuple[Expr, ...]) -> list[algebra.Atom]:
-    return [atom for dim in dims for atom in algebra.atoms(dim) if atom.fixed is None]

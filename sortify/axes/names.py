@@ -43,7 +43,10 @@ def choose(analysis: Analysis, captured: Captured, streams: Iterable[Dims]) -> t
     partners = _partners(analysis)
     chosen, left = _select(list(carriers), partners)
     stream = {atom for dims in streams for dim in dims for atom in atoms(dim)}
-    kinds = {atom: _kind(atom, stream, bool(partners.get(atom))) for atom in chosen}
+    ranks = {name: len(dims) for name, dims in analysis.tensors.items()}
+    kinds = {
+        atom: _kind(atom, stream, bool(partners.get(atom)), [ranks[name] for name in carriers[atom]]) for atom in chosen
+    }
     names = _names([(atom, kinds[atom], carriers[atom]) for atom in chosen])
     return [Choice(names[atom], kinds[atom], atom, tuple(carriers[atom])) for atom in chosen], left
 
@@ -108,10 +111,16 @@ def _select(candidates: Sequence[Atom], partners: Mapping[Atom, set[Atom]]) -> t
     return [atom for atom in candidates if atom in taken], left
 
 
-def _kind(atom: Atom, stream: set[Atom], multiplied: bool) -> str:
+def _kind(atom: Atom, stream: set[Atom], multiplied: bool, ranks: Sequence[int]) -> str:
+    """What people call the axis; `ranks` are those of the parameters that carry it.
+
+    An axis that convolutions and matrices share is named after the kind that carries it more often: the
+    stream of a vision transformer is hidden, although a convolution makes the patches.
+    """
     if multiplied and "heads" in atom.roles:
         return "heads"
-    if "convolved" in atom.roles:
+    kernels, matrices = sum(rank > 2 for rank in ranks), sum(rank == 2 for rank in ranks)
+    if "convolved" in atom.roles and kernels >= matrices:
         return "channels"
     return "hidden" if atom in stream else "inner"
 

@@ -128,8 +128,14 @@ def _mark_einsum(call: Call, letters: dict[str, Expr], terms: list[str], right: 
         mark(dim, "heads")
 
 
-@rule("aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default", "aten.conv1d.padding",
-      "aten.conv2d.padding", "aten.conv3d.padding")
+@rule(
+    "aten.conv1d.default",
+    "aten.conv2d.default",
+    "aten.conv3d.default",
+    "aten.conv1d.padding",
+    "aten.conv2d.padding",
+    "aten.conv3d.padding",
+)
 def convolution(call: Call) -> Dims:
     """input [N, I, *], weight [O, I / groups, *], bias [O]."""
     return _convolution(call, transposed=False)
@@ -147,8 +153,11 @@ def _convolution(call: Call, *, transposed: bool) -> Dims:
     channels, groups = dims[-kernel - 1], call.get("groups", 1)
     call.fix(weight[2:], "kernel size")
     call.fix(dims[-kernel:], "image size")
-    outputs = _grouped(call, channels, weight, groups, transposed) if groups > 1 else _plain(
-        call, channels, weight, transposed)
+    outputs = (
+        _grouped(call, channels, weight, groups, transposed)
+        if groups > 1
+        else _plain(call, channels, weight, transposed)
+    )
     for dim in bias:
         call.unify(dim, outputs)
     for dim in (channels, outputs, *weight[:2]):

@@ -77,8 +77,17 @@ def create(call: Call) -> Dims:
     return tuple(dims)
 
 
-@rule("aten.arange.default", "aten.arange.start", "aten.arange.start_step", "aten.linspace.default",
-      "aten.scalar_tensor.default", "aten.eye.default", "aten.eye.m", "aten.tril_indices.default",
-      "aten.randperm.default", "aten.hann_window.default")
+@rule(
+    "aten.arange.default",
+    "aten.arange.start",
+    "aten.arange.start_step",
+    "aten.linspace.default",
+    "aten.scalar_tensor.default",
+    "aten.eye.default",
+    "aten.eye.m",
+    "aten.tril_indices.default",
+    "aten.randperm.default",
+    "aten.hann_window.default",
+)
 def count(call: Call) -> Dims:
     return tuple(call.fixed(size, "its values count positions") for size in call.shape)

@@ -39,7 +39,9 @@ def broadcast(call: Call, operands: list[Dims]) -> Dims:
 
 
 def _existing(packets: list[str]) -> list[str]:
-    return overloads(*(name for name in packets if hasattr(torch.ops.aten, name) or hasattr(torch.ops.aten, f"{name}_")))
+    return overloads(
+        *(name for name in packets if hasattr(torch.ops.aten, name) or hasattr(torch.ops.aten, f"{name}_"))
+    )
 
 
 def _tensor_in_tensor_out(names: list[str]) -> list[str]:
@@ -78,8 +80,14 @@ def prelu(call: Call) -> Dims:
     return dims
 
 
-@rule(*[f"aten.{name}.{overload}" for name in ("softmax", "log_softmax", "_softmax", "_log_softmax")
-        for overload in getattr(torch.ops.aten, name).overloads() if overload in ("int", "default")])
+@rule(
+    *[
+        f"aten.{name}.{overload}"
+        for name in ("softmax", "log_softmax", "_softmax", "_log_softmax")
+        for overload in getattr(torch.ops.aten, name).overloads()
+        if overload in ("int", "default")
+    ]
+)
 def softmax(call: Call) -> Dims:
     """Normalises over a dimension in an order that does not matter: permutations pass through."""
     return call.dims("self")

@@ -50,13 +50,10 @@ def group_norm(call: Call) -> Dims:
 # Ops that normalise and keep every element in its place.
 NORMALISATIONS = frozenset(name for name, function in RULES.items() if function in (layer_norm, batch_norm, group_norm))
 
-_REDUCTIONS = [
-    name
-    for name in overloads(
-        "mean", "sum", "amax", "amin", "prod", "all", "any", "logsumexp", "linalg_vector_norm", "norm", "nansum", "std",
-        "var", "var_mean", "std_mean", "max", "min", "argmax", "argmin", "median", "count_nonzero", "frobenius_norm"
-    )
-]
+_REDUCTIONS = overloads(
+    *"mean sum nansum amax amin prod all any logsumexp linalg_vector_norm norm frobenius_norm".split(),
+    *"std var var_mean std_mean max min argmax argmin median count_nonzero".split(),
+)
 
 
 def _reduces(name: str) -> bool:
@@ -87,7 +84,7 @@ def reduce(call: Call) -> Dims | list[Dims]:
 
 
 def _integer_input(call: Call) -> bool:
-    dtype = call.node.args[0].meta["val"].dtype
+    dtype = call.node.all_input_nodes[0].meta["val"].dtype
     return not dtype.is_floating_point and len(call.shapes) == 1 and call.node.meta["val"].dtype == dtype
 
 
