@@ -167,13 +167,13 @@ def _imported(text: str) -> Callable[..., Any]:
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
-        function = getattr(importlib.import_module(module), name, None)
+        function: Callable[..., Any] | None = getattr(importlib.import_module(module), name, None)
     except ModuleNotFoundError as error:
         raise DataError(f"{text}: no module named '{error.name}'; expected {FORMS}") from None
     except ValueError:
         raise DataError(f"{text}: no such data; expected {FORMS}") from None
     finally:
         sys.path.remove(here)
-    if not callable(function):
+    if function is None or not callable(function):
         raise DataError(f"{text}: module '{module}' has no function '{name}'")
     return function

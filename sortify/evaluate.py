@@ -13,19 +13,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.table import Table
 
-from sortify.batches import Stream, preserved_chance
+from sortify.batches import preserved_chance
 from sortify.data import Data
 from sortify.errors import DataError
 from sortify.files import replacing
 from sortify.space import Subnet
 from sortify.tasks import Task, Totals, mean_metrics
-from sortify.training_parts import moved
+from sortify.training_parts import moved, recalibration_inputs
 
 if TYPE_CHECKING:
     from sortify.model import SortedModel
 
 FORMAT = 1
-RECALIBRATION_BATCHES = 20
 FILE_NAME = "evaluation.json"
 
 
@@ -194,7 +193,7 @@ def evaluate(
     task: Task,
     grid: Iterable[Subnet] | None = None,
     *,
-    recalibrate_batches: int = RECALIBRATION_BATCHES,
+    recalibrate_batches: int = 20,
     directory: str | Path | None = None,
     progress: Callable[[int, int, Row], None] | None = None,
 ) -> Evaluation:
@@ -260,7 +259,8 @@ def fingerprint(model: torch.nn.Module, *facts: str) -> str:
         digest.update(fact.encode() + b"\0")
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\0".encode())
-        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        raw: Any = parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        digest.update(raw)
     return digest.hexdigest()
 
 
@@ -284,7 +284,8 @@ class _Measure:
         try:
             with self._model.using(subnet), torch.no_grad():
                 if self._model.has_batch_statistics:
-                    self._model.recalibrate(self._training_inputs(), self._batches)
+                    inputs = recalibration_inputs(self._data.train, self._task, self._batches, self._device)
+                    self._model.recalibrate(inputs, self._batches)
                 metrics = mean_metrics(self._task, self._parts())
                 cost = self._model.cost(subnet)
         finally:
@@ -297,13 +298,6 @@ class _Measure:
             output = self._model(*moved(inputs.args, self._device), **moved(inputs.kwargs, self._device))
             part = self._task.totals(output, moved(target, self._device))
             yield Totals(part.loss.double(), part.hits, part.count)
-
-    def _training_inputs(self) -> Iterator[Any]:
-        """Yield what the model is called with, batch by batch."""
-        stream = Stream(self._data.train, seed=0)
-        for _ in range(self._batches):
-            inputs, _target = self._task.split(stream.take())
-            yield moved(inputs.to_model(), self._device)
 
 
 def _plain(value: float) -> float | None:

@@ -68,11 +68,11 @@ def _scatter(panel: Axes, evaluation: Evaluation) -> None:
     size = 6 if len(evaluation.rows) <= 40 else 4
     if others:
         panel.scatter(*_points(evaluation, others), s=size**2, color=DOT, zorder=2, label="sub-networks")
-    line = {"color": FRONT, "drawstyle": "steps-post", "marker": "o", "markersize": size, "lw": 1.4}
+    line: dict[str, Any] = {"color": FRONT, "drawstyle": "steps-post", "marker": "o", "markersize": size, "lw": 1.4}
     panel.plot(*_points(evaluation, front), zorder=3, label="front: none cheaper as good", **line)
     full = evaluation.full_row
     if full is not None:
-        ring = {"facecolors": "none", "edgecolors": FULL, "linewidths": 2.0}
+        ring: dict[str, Any] = {"facecolors": "none", "edgecolors": FULL, "linewidths": 2.0}
         panel.scatter(*_points(evaluation, [full]), s=170, zorder=4, label="full model", **ring)
     _flops_axis(panel, [row.flops for row in evaluation.rows])
     panel.set_ylabel(f"{_words(evaluation.metric)} (%)")

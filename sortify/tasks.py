@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils._pytree import tree_any
 
 from sortify.errors import DataError, TrainingError
 
 if TYPE_CHECKING:
-    from sortify.model import SortedModel
-
     from sortify.data import Data
+    from sortify.model import SortedModel
 
 IGNORED = -100
 """Targets with this value count for nothing, as in `torch.nn.functional.cross_entropy`."""
@@ -31,51 +31,59 @@ MAIN_INPUTS = ("input_ids", "pixel_values", "inputs_embeds", "input_values", "in
 
 @dataclass(frozen=True)
 class Inputs:
-    """One call of the model: `model(*args, **kwargs)`."""
+    """One call of the model: `model(*args, **kwargs)`; `names` are those of the positional arguments, where known."""
 
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
 
     def to_model(self) -> Any:
         """Return one value that stands for the call: a tensor, a tuple of arguments, or a dict of them."""
         if self.kwargs:
-            return dict(self.kwargs)
+            return {**dict(zip(self.names, self.args, strict=True)), **self.kwargs}
         return self.args[0] if len(self.args) == 1 else self.args
 
 
 @dataclass(frozen=True)
 class CallShape:
-    """How the model is called: so many positional arguments, then these names. None of both: as the data says."""
+    """How the model is called. Without names: as the data says.
 
-    positional: int = 0
+    Attributes:
+        names: of all arguments, the positional ones first.
+        positional: how many of them are given by position.
+        fixed: arguments that are no tensors, with the value that they had when the model was captured.
+    """
+
     names: tuple[str, ...] = ()
+    positional: int = 0
+    fixed: tuple[tuple[str, Any], ...] = ()
 
     def inputs(self, given: Any) -> Inputs:
         """Turn what the data gives (a tensor, a tuple, a dict) into one call.
 
-        A missing attention mask is all ones and missing token types are all zeros, as their models define them.
+        The data's main input goes to the first argument if none has its name. A missing attention mask is all
+        ones and missing token types are all zeros, as their models define them.
 
         Raises:
-            DataError: the model takes an input that the data does not have.
+            DataError: the model takes an input that the data does not have, or fewer than it gives.
         """
-        if not isinstance(given, Mapping):
-            args = tuple(given) if isinstance(given, (tuple, list)) else (given,)
-            return self._placed(args)
-        if not self.positional and not self.names:
+        if not self.names and isinstance(given, Mapping):
             return Inputs(kwargs=given)
-        first, *others = _main_first(given)
-        positional = tuple(given[name] for name in [first, *others][: self.positional])
-        return Inputs(positional, {name: _named(given, name, first) for name in self.names})
-
-    def _placed(self, args: tuple[Any, ...]) -> Inputs:
-        """Give positional data to the positions that the model has, then to its names."""
-        if not self.positional and not self.names:
-            return Inputs(args)
-        spare = args[self.positional :]
-        kwargs = dict(zip(self.names, spare, strict=False))
-        for name in self.names[len(spare) :]:
-            kwargs[name] = _named({self.names[0]: args[0]}, name, self.names[0])
-        return Inputs(args[: self.positional], kwargs)
+        parts = tuple(given) if isinstance(given, (tuple, list)) else (given,)
+        if not self.names:
+            return Inputs(parts)
+        fixed = dict(self.fixed)
+        free = [name for name in self.names if name not in fixed]
+        if isinstance(given, Mapping):
+            known = dict(given)
+            known.setdefault(free[0], given[_main_first(given)[0]])
+        elif len(parts) > len(free):
+            raise DataError(f"the data gives {len(parts)} inputs; the model was captured with {', '.join(free)}")
+        else:
+            known = dict(zip(free, parts, strict=False))
+        values = {name: fixed[name] if name in fixed else _named(known, name, free[0]) for name in self.names}
+        first, rest = self.names[: self.positional], self.names[self.positional :]
+        return Inputs(tuple(values[name] for name in first), {name: values[name] for name in rest}, first)
 
 
 def _main_first(given: Mapping[str, Any]) -> list[str]:
@@ -84,15 +92,15 @@ def _main_first(given: Mapping[str, Any]) -> list[str]:
     return [main, *(name for name in given if name != main)]
 
 
-def _named(given: Mapping[str, Any], name: str, main: str) -> Any:
+def _named(known: Mapping[str, Any], name: str, main: str) -> Any:
     """Return an input by name, or what stands for it when the data has none."""
-    if name in given:
-        return given[name]
+    if name in known:
+        return known[name]
     if name == "attention_mask":
-        return torch.ones_like(given[main])
+        return torch.ones_like(known[main])
     if name == "token_type_ids":
-        return torch.zeros_like(given[main])
-    raise DataError(f"the model was captured with an input '{name}'; the data has only {', '.join(given)}")
+        return torch.zeros_like(known[main])
+    raise DataError(f"the model was captured with an input '{name}'; the data has only {', '.join(known)}")
 
 
 @dataclass(frozen=True)
@@ -258,10 +266,15 @@ def logits_of(output: Any) -> Tensor:
     raise TrainingError(f"the model returns {kind}; expected a tensor, a tuple, or an output with 'logits'")
 
 
-def call_shape(examples: tuple[tuple[Any, ...], Mapping[str, Any]]) -> CallShape:
-    """Return how a model is called, from its example inputs."""
-    args, kwargs = examples
-    return CallShape(len(args), tuple(kwargs))
+def call_shape(model: SortedModel) -> CallShape:
+    """Return how a sorted model was called when it was captured."""
+    args, kwargs = model.examples
+    named = [argument.name for argument in model.signature.arguments]
+    if len(named) != len(args) + len(kwargs):  # *args has one name for many
+        named = [*(f"input {index}" for index in range(len(args))), *kwargs]
+    values = zip(named, [*args, *kwargs.values()], strict=True)
+    fixed = tuple((name, value) for name, value in values if not tree_any(lambda leaf: isinstance(leaf, Tensor), value))
+    return CallShape(tuple(named), len(args), fixed)
 
 
 def example_logits(model: SortedModel) -> Tensor:
@@ -302,7 +315,7 @@ def task_for(data: Data, model: SortedModel) -> Task:
     if logits.dim() != RANKS[name]:
         expected = "[batch, classes]" if RANKS[name] == 2 else "[batch, positions, vocabulary]"
         raise DataError(f"{name} expects a model output {expected}, got shape {list(logits.shape)}")
-    return TASKS[name](call_shape(model.examples))
+    return TASKS[name](call_shape(model))
 
 
 def mean_metrics(task: Task, parts: Iterable[Totals]) -> dict[str, float]:

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
-from sortify.space import Trained
 from torch import Tensor
 
 from sortify.batches import Place, Share, Stream, mix, seed_all
 from sortify.data import Data
 from sortify.errors import DataError, TrainingError
+from sortify.network import STORE
 from sortify.samplers import SAMPLERS, Levels, levels_for, make_sampler
+from sortify.space import Trained
 from sortify.tasks import Task, task_for
 from sortify.training_config import TrainConfig
-from sortify.training_parts import StepBatches, make_optimizer
+from sortify.training_parts import StepBatches, make_optimizer, recalibration_inputs
 from sortify.training_progress import make_show
 from sortify.training_state import State, StateFolder
 from sortify.update import Drawn, SortedUpdate
@@ -251,9 +252,8 @@ class _Run:
         for draw, value in zip(drawn, losses.tolist(), strict=True):
             if not math.isfinite(value):
                 kept = "" if self._folder is None or not self._folder.unfinished else "; the last checkpoint stays"
-                raise TrainingError(
-                    f"step {step}: the loss of {draw.subnet} is {value}; try a lower learning rate{kept}"
-                )
+                where = f"step {step}, sub-network {draw.subnet}"
+                raise TrainingError(f"{where}: the loss is {value}; try a lower learning rate{kept}")
 
     def _keep(self, drawn: list[Drawn], loss: float, epoch: int) -> None:
         """Remember the step, and save when it is time."""
@@ -278,9 +278,10 @@ class _Run:
     def _save(self) -> None:
         """Write a checkpoint."""
         assert self._folder is not None
-        broken = [name for name, value in self._model.named_parameters() if not torch.isfinite(value).all()]
-        if broken:
-            raise TrainingError(f"step {self._update.step}: the weights '{broken[0]}' are not finite any more")
+        for name, value in self._model.named_parameters():
+            if not torch.isfinite(value).all():
+                own = name.removeprefix(f"{STORE}.")
+                raise TrainingError(f"step {self._update.step}: the weights '{own}' are not finite any more")
         self._folder.save(
             State(
                 step=self._update.step,
@@ -294,11 +295,23 @@ class _Run:
         )
         self._last_save = time.monotonic()
 
+    def _recalibrate(self) -> None:
+        """Collect every trained sub-network's batch-norm statistics, so that it can be extracted without data."""
+        batches = self._config.recalibrate
+        if not batches or not self._model.has_batch_statistics or not self._accelerator.is_main_process:
+            return
+        for subnet in self._model.space.members():
+            with self._model.using(subnet):
+                self._model.recalibrate(
+                    recalibration_inputs(self._data.train, self._task, batches, self._device), batches
+                )
+
     def _finish(self) -> None:
         """Record what was trained and save the model."""
         self._model.activate()
         self._model.eval()
         self._model.record_trained(Trained(self._levels))
+        self._recalibrate()
         if self._directory is not None and self._folder is not None and self._accelerator.is_main_process:
             self._model.save(self._directory)
             self._folder.finish({"finished": True, "steps": self._update.step, "config": self._config.to_json()})

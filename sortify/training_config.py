@@ -40,6 +40,7 @@ class TrainConfig:
         warmup: share of the steps in which the learning rate rises from 0.
         clip: largest norm of the gradient; None for no limit.
         precision: "no" (float32), "bf16", "fp16", or "auto" for what `accelerate launch` says, else "no".
+        recalibrate: training batches for the batch-norm statistics of every trained sub-network at the end; 0 for none.
         seed: of everything that is drawn.
         save_steps: steps between two checkpoints.
         save_minutes: minutes between two checkpoints; with neither there are none.
@@ -61,6 +62,7 @@ class TrainConfig:
     warmup: float = 0.05
     clip: float | None = 1.0
     precision: str = "auto"
+    recalibrate: int = 20
     seed: int = 0
     save_steps: int | None = None
     save_minutes: float | None = 10.0

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from sortify.batches import Stream, length
+from sortify.batches import Loader, Stream, length, preserved_chance
 from sortify.errors import TrainingError
 from sortify.tasks import Inputs, Task
 from sortify.training_config import TrainConfig
@@ -39,7 +39,17 @@ class StepBatches:
         inputs, target = self._task.split(self._stream.take())
         target = moved(target, self._device)
         count = self._accelerator.reduce(self._task.count(target), reduction="sum")
-        return Inputs(moved(inputs.args, self._device), moved(inputs.kwargs, self._device)), target, count
+        on_device = Inputs(moved(inputs.args, self._device), moved(inputs.kwargs, self._device), inputs.names)
+        return on_device, target, count
+
+
+def recalibration_inputs(loader: Loader, task: Task, batches: int, device: torch.device) -> Iterator[Any]:
+    """Yield what the model is called with, the same training batches each time; generators stay where they were."""
+    with preserved_chance():
+        stream = Stream(loader, seed=0)
+        for _ in range(batches):
+            inputs, _target = task.split(stream.take())
+            yield moved(inputs.to_model(), device)
 
 
 def moved(value: Any, device: torch.device) -> Any:

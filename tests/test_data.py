@@ -13,9 +13,9 @@ import numpy
 import pytest
 import torch
 from PIL import Image
-from standin import make_model
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, WeightedRandomSampler
+from training_models import make_model
 
 from sortify.batches import Place, Share, Stream, is_plain, length, mix, preserved_chance, rows, seed_all
 from sortify.data import load_data
@@ -202,7 +202,7 @@ def test_fitting_repeats_and_resizes() -> None:
     assert Look()(torch.ones(2, 3, dtype=torch.uint8)).dtype == torch.float32
 
 
-# --- folders of pictures -----------------------------------------------------------------------------------------------
+# --- folders of pictures ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("test", ["test", "val"])
@@ -245,7 +245,7 @@ def test_an_unreadable_picture_is_named(tmp_path: Path) -> None:
         list(data.test)
 
 
-# --- text --------------------------------------------------------------------------------------------------------------
+# --- text ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_text_file_is_cut_into_blocks_of_bytes(tmp_path: Path) -> None:
@@ -379,7 +379,7 @@ def test_a_tokenizer_folder_is_used(tmp_path: Path) -> None:
         load_data(path, tokenizer=str(tmp_path / "none"))
 
 
-# --- functions -----------------------------------------------------------------------------------------------------------
+# --- functions -------------------------------------------------------------------------------------------------------
 
 
 def test_a_function_returns_loaders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -421,7 +421,7 @@ def test_an_unknown_kind_of_file_is_refused(tmp_path: Path) -> None:
         load_data("digits", batch_size=0)
 
 
-# --- order -------------------------------------------------------------------------------------------------------------
+# --- order -----------------------------------------------------------------------------------------------------------
 
 
 class Counting(IterableDataset[int]):
@@ -445,7 +445,6 @@ LOADERS: dict[str, Callable[[], Any]] = {
     "iterable": lambda: DataLoader(Counting(), batch_size=4),
     "list": lambda: [(torch.arange(4), torch.arange(4)), (torch.arange(4, 8), torch.arange(4))],
 }
-
 
 
 def flat(batch: Any) -> list[int]:

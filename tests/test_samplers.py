@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from standin import make_model
+from training_models import make_model
 
 from sortify.errors import TrainingError
 from sortify.samplers import SAMPLERS, RandomSampler, Sampler, corner, levels_for, make_sampler, register

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from standin import make_model
 from torch import Tensor
 from torch.nn import functional
+from training_models import make_model
 
 from sortify.data import Data
 from sortify.errors import DataError, TrainingError
@@ -101,19 +101,26 @@ def test_batches_are_taken_apart(batch: Any, has_target: bool) -> None:
     assert (target is not None) == has_target
 
 
+IDS, MASK = ("input_ids",), ("input_ids", "attention_mask")
+ONES = torch.ones_like(TOKENS)
+
+
 @pytest.mark.parametrize(
     ("call", "given", "args", "names"),
     [
         (CallShape(), TOKENS, 1, ()),
         (CallShape(), {"input_ids": TOKENS, "x": TOKENS}, 0, ("input_ids", "x")),
-        (CallShape(1), TOKENS, 1, ()),
-        (CallShape(1), {"extra": TOKENS[:1], "input_ids": TOKENS}, 1, ()),
-        (CallShape(2), (TOKENS, TOKENS), 2, ()),
-        (CallShape(0, ("input_ids",)), TOKENS, 0, ("input_ids",)),
-        (CallShape(0, ("input_ids",)), {"input_ids": TOKENS, "attention_mask": TOKENS}, 0, ("input_ids",)),
-        (CallShape(0, ("input_ids", "attention_mask")), TOKENS, 0, ("input_ids", "attention_mask")),
-        (CallShape(0, ("input_ids", "token_type_ids")), {"input_ids": TOKENS}, 0, ("input_ids", "token_type_ids")),
-        (CallShape(1, ("attention_mask",)), {"input_ids": TOKENS}, 1, ("attention_mask",)),
+        (CallShape(("x",), 1), TOKENS, 1, ()),
+        (CallShape(("x",), 1), {"extra": TOKENS[:1], "input_ids": TOKENS}, 1, ()),
+        (CallShape(("x",), 1), {"extra": TOKENS[:1], "x": TOKENS}, 1, ()),
+        (CallShape(("x", "y"), 2), (TOKENS, TOKENS), 2, ()),
+        (CallShape(MASK, 2), {"attention_mask": ONES, "input_ids": TOKENS}, 2, ()),
+        (CallShape(IDS), TOKENS, 0, IDS),
+        (CallShape(IDS), {"input_ids": TOKENS, "attention_mask": ONES}, 0, IDS),
+        (CallShape(MASK), TOKENS, 0, MASK),
+        (CallShape(MASK, 1), {"input_ids": TOKENS}, 1, ("attention_mask",)),
+        (CallShape(("input_ids", "token_type_ids")), {"input_ids": TOKENS}, 0, ("input_ids", "token_type_ids")),
+        (CallShape((*IDS, "return_dict"), 0, (("return_dict", True),)), TOKENS, 0, (*IDS, "return_dict")),
     ],
 )
 def test_data_is_fitted_to_the_call(call: CallShape, given: Any, args: int, names: tuple[str, ...]) -> None:
@@ -122,15 +129,23 @@ def test_data_is_fitted_to_the_call(call: CallShape, given: Any, args: int, name
     assert tuple(inputs.kwargs) == names
     main = inputs.args[0] if args else inputs.kwargs[names[0]]
     assert torch.equal(main, TOKENS)
-    if "attention_mask" in names:
-        assert torch.equal(inputs.kwargs["attention_mask"], torch.ones_like(TOKENS))
-    if "token_type_ids" in names:
-        assert not inputs.kwargs["token_type_ids"].any()
+    everything = {**dict(zip(inputs.names, inputs.args, strict=False)), **inputs.kwargs}
+    assert torch.equal(everything.get("attention_mask", ONES), ONES)
+    assert not everything.get("token_type_ids", torch.zeros(1)).any()
+    assert everything.get("return_dict", True) is True
 
 
-def test_an_input_that_the_data_lacks_is_named() -> None:
+def test_a_call_as_one_value() -> None:
+    assert CallShape(("x",), 1).inputs(TOKENS).to_model() is TOKENS
+    assert CallShape(("x", "y"), 2).inputs((TOKENS, ONES)).to_model() == (TOKENS, ONES)
+    assert set(CallShape(MASK, 1).inputs(TOKENS).to_model()) == set(MASK)
+
+
+def test_inputs_that_do_not_fit_are_named() -> None:
     with pytest.raises(DataError, match="captured with an input 'bbox'; the data has only input_ids"):
-        CallShape(0, ("input_ids", "bbox")).inputs({"input_ids": TOKENS})
+        CallShape(("input_ids", "bbox")).inputs({"input_ids": TOKENS})
+    with pytest.raises(DataError, match="the data gives 2 inputs; the model was captured with x"):
+        CallShape(("x",), 1).inputs((TOKENS, TOKENS))
 
 
 class Output(dict[str, Tensor]):
@@ -140,7 +155,8 @@ class Output(dict[str, Tensor]):
 
 
 @pytest.mark.parametrize(
-    "output", [LOGITS, SimpleNamespace(logits=LOGITS, aux_logits=None), {"logits": LOGITS}, (LOGITS, None), ((LOGITS,),)]
+    "output",
+    [LOGITS, SimpleNamespace(logits=LOGITS, aux_logits=None), {"logits": LOGITS}, (LOGITS, None), ((LOGITS,),)],
 )
 def test_logits_are_found(output: Any) -> None:
     assert logits_of(output) is LOGITS

@@ -1,0 +1,90 @@
+"""A small training as a program of its own, to be killed or run in several processes: see test_train, test_distributed.
+
+    python training_script.py KIND DIR [--resume] [--steps N] [--save N] [--batch N] [--sampler NAME] [--wait SECONDS]
+
+The first process prints its losses as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from training_models import make_model
+
+from sortify import load
+from sortify.batches import mix
+from sortify.data import Data
+from sortify.train import Trainer
+from sortify.training_config import TrainConfig
+
+
+class Slow(torch.utils.data.Dataset[Any]):
+    """Random samples of a kind, each a function of its index, handed out with a delay."""
+
+    def __init__(self, kind: str, wait: float) -> None:
+        self.kind, self.wait = kind, wait
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> Any:
+        time.sleep(self.wait)
+        chance = torch.Generator().manual_seed(mix("sample", index))
+        if self.kind == "lm":
+            tokens = torch.randint(256, (16,), generator=chance)
+            cut = int(torch.randint(3, 17, (1,), generator=chance))
+            return {"input_ids": tokens, "labels": torch.where(torch.arange(16) < cut, tokens, -100)}
+        return torch.randn(1, 8, 8, generator=chance), index % 10
+
+
+def make_data(kind: str, batch: int, wait: float = 0.0) -> Data:
+    loader = torch.utils.data.DataLoader(Slow(kind, wait), batch_size=batch, shuffle=True)
+    return Data(loader, loader, "language-modelling" if kind == "lm" else "classification")
+
+
+def make_trainer(kind: str, directory: Path | None, batch: int = 8, wait: float = 0.0, **config: Any) -> Trainer:
+    """The training of a small model of a kind."""
+    if directory is not None and not (directory / "sortify.json").exists():
+        make_model(kind, seed=1).save(directory)
+    model = make_model(kind, seed=1) if directory is None else load(directory)
+    settings = {"steps": 12, "lr": 0.01, "save_minutes": None, "sampler": "sandwich", **config}
+    return Trainer(
+        model,
+        make_data(kind.partition("-")[0], batch, wait),
+        TrainConfig(**settings),
+        directory=directory,
+        progress=False,
+    )
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("kind")
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--save", type=int)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--sampler", default="sandwich")
+    parser.add_argument("--wait", type=float, default=0.0)
+    given = parser.parse_args()
+    settings = {"steps": given.steps, "save_steps": given.save, "sampler": given.sampler}
+    if PartialState().is_main_process and not (given.directory / "sortify.json").exists():
+        make_model(given.kind, seed=1).save(given.directory)
+    PartialState().wait_for_everyone()
+    trainer = make_trainer(given.kind, given.directory, given.batch, given.wait, **settings)
+    result = trainer.run(resume=given.resume)
+    if PartialState().is_main_process:
+        print(json.dumps(result.losses))
+    PartialState().destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
