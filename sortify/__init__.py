@@ -21,9 +21,76 @@ from __future__ import annotations
 
 from sortify.convert import sortify
 from sortify.cost import Cost
-from sortify.errors import SortifyError
+from sortify.data import Data, load_data
+from sortify.depth import Block, Chain
+from sortify.errors import (
+    AxesError,
+    BudgetError,
+    CaptureError,
+    CheckpointError,
+    DataError,
+    InputError,
+    ProofError,
+    SortifyError,
+    SourceError,
+    TrainingError,
+)
+from sortify.evaluate import Evaluation, evaluate
+from sortify.extract import ExtractedModel, write
+from sortify.inputs import example_inputs_for
 from sortify.model import SortedModel, load
-from sortify.plan import Axis, Frozen
-from sortify.space import Space, Subnet
+from sortify.picture import draw
+from sortify.plan import Axis, Frozen, Plan
+from sortify.proof import Check, Report
+from sortify.samplers import SAMPLERS, make_sampler
+from sortify.sources import Source, load_source
+from sortify.space import Space, Subnet, Trained
+from sortify.tasks import task_for
+from sortify.train import Trainer
+from sortify.training_config import TrainConfig
+from sortify.update import SortedUpdate
 
-__all__ = ["Axis", "Cost", "Frozen", "SortedModel", "SortifyError", "Space", "Subnet", "load", "sortify"]
+__version__ = "0.1.0"
+
+__all__ = [
+    "SAMPLERS",
+    "AxesError",
+    "Axis",
+    "Block",
+    "BudgetError",
+    "CaptureError",
+    "Chain",
+    "Check",
+    "CheckpointError",
+    "Cost",
+    "Data",
+    "DataError",
+    "Evaluation",
+    "ExtractedModel",
+    "Frozen",
+    "InputError",
+    "Plan",
+    "ProofError",
+    "Report",
+    "SortedModel",
+    "SortedUpdate",
+    "SortifyError",
+    "Source",
+    "SourceError",
+    "Space",
+    "Subnet",
+    "TrainConfig",
+    "Trained",
+    "Trainer",
+    "TrainingError",
+    "draw",
+    "evaluate",
+    "example_inputs_for",
+    "load",
+    "load_data",
+    "load_source",
+    "make_sampler",
+    "sortify",
+    "task_for",
+    "write",
+]

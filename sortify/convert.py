@@ -76,9 +76,9 @@ def _proven(
         if report.passed:
             return blueprint
         failing = (
-            [] if _row(report, "permutation") else proof.failing_axes(blueprint, captured.tensors, captured.examples)
+            [] if _passed(report, "permutation") else proof.failing_axes(blueprint, captured.tensors, captured.examples)
         )
-        if not failing and not all(row.passed for row in report.rows if row.name.startswith("slice")):
+        if not failing and not _passed(report, "slice"):
             failing = proof.axes_that_do_not_slice(blueprint, captured.tensors, captured.examples)
         if not failing:
             row = next(row for row in report.rows if not row.passed)
@@ -90,8 +90,8 @@ def _proven(
             algebra.fix(atoms[name], f"axis {name} failed its proof: permuting it changed the outputs")
 
 
-def _row(report: proof.Report, name: str) -> bool:
-    return all(row.passed for row in report.rows if row.name == name)
+def _passed(report: proof.Report, kind: str) -> bool:
+    return all(row.passed for row in report.rows if row.name.startswith(kind))
 
 
 def _plan(

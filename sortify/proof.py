@@ -14,11 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
+from sortify.axes.rules.table import position_of
 from sortify.blueprint import Blueprint
 from sortify.capture import mode_of
 from sortify.extract import extract, pick
+from sortify.lifting import Program
+from sortify.network import Runner
 from sortify.space import Subnet
 
 Tensors = Mapping[str, torch.Tensor]
@@ -57,15 +60,59 @@ def prove(
 
     Args:
         blueprint: the sorted model; tensors: its weights (not changed); examples: inputs to run it on.
-        original: the module that it was made from; without it, identity is checked against the captured graph.
+        original: the module that it was made from; without it, identity is checked against the captured graph,
+            and the full network against its extraction too.
     """
     noisy = perturbed(tensors)
-    rows = [identity(blueprint, noisy, examples, mode, original) for mode in ("train", "eval")]
+    few = _few(blueprint, examples)
+    rows = [
+        identity(blueprint, noisy, examples, "train", original),
+        identity(blueprint, noisy, few, "eval", original),
+    ]
     if blueprint.plan.axes:
-        rows.append(permutation(blueprint, noisy, examples, [axis.name for axis in blueprint.plan.axes]))
-    for subnet in dict.fromkeys((blueprint.space.full, middle(blueprint))):
-        rows.append(slice_is_extraction(blueprint, noisy, examples, subnet))
+        axes = [axis.name for axis in blueprint.plan.axes]
+        rows += [permutation(blueprint, noisy, examples, axes, mode) for mode in modes_to_permute(blueprint)]
+    subnets = (middle(blueprint), *([blueprint.space.full] if original is None else []))
+    rows += [slice_is_extraction(blueprint, noisy, few, subnet) for subnet in dict.fromkeys(subnets)]
     return Report(tuple(rows))
+
+
+def modes_to_permute(blueprint: Blueprint) -> tuple[str, ...]:
+    """The eval graph; the train graph too where it has weights of its own (auxiliary heads) and draws no noise."""
+    train, evaluated = (set(blueprint.programs[mode].tensors) for mode in ("train", "eval"))
+    own = any(blueprint.infos[name].kind == "parameter" for name in train - evaluated)
+    return ("eval", "train") if own and not draws(_quiet(blueprint.programs["train"]).graph) else ("eval",)
+
+
+def draws(graph: fx.Graph) -> bool:
+    """Whether an op draws random numbers."""
+    return any(
+        torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) and not _off(node) for node in graph.nodes
+    )
+
+
+def _quiet(program: Program) -> Program:
+    """The program with dropout switched off."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(program.graph, {}))
+    for node in graph.nodes:
+        place = _switch(node)
+        if place is not None:
+            node.update_arg(place, False) if isinstance(place, int) else node.update_kwarg(place, False)
+    return Program(graph, program.tensors, program.outputs)
+
+
+def _switch(node: fx.Node) -> int | str | None:
+    """Where the `train` argument of an op that draws numbers stands."""
+    op = node.target
+    if not isinstance(op, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in op.tags:
+        return None
+    return position_of(node, "train") if any(a.name == "train" for a in op._schema.arguments) else None
+
+
+def _off(node: fx.Node) -> bool:
+    place = _switch(node)
+    return place is not None and (node.args[place] if isinstance(place, int) else node.kwargs[place]) is False
 
 
 def middle(blueprint: Blueprint) -> Subnet:
@@ -109,23 +156,27 @@ def identity(
     return Check(f"identity ({mode})", error, SINGLE, note)
 
 
-def permutation(blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.Tensor], axes: Sequence[str]) -> Check:
+def permutation(
+    blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.Tensor], axes: Sequence[str], mode: str = "eval"
+) -> Check:
     """Shuffle the given axes at once, in float64: outputs must not change."""
-    error = permutation_error(blueprint, tensors, examples)(axes)
+    error = permutation_error(blueprint, tensors, examples, mode)(axes)
     tolerance = SINGLE if _casts_to_single(blueprint) else DOUBLE
     note = f"{len(axes)} axes shuffled at once, float64" + (
         "; the model itself casts to a smaller dtype" if tolerance == SINGLE else ""
     )
-    return Check("permutation", error, tolerance, note)
+    return Check("permutation" if mode == "eval" else f"permutation ({mode})", error, tolerance, note)
 
 
 def permutation_error(
-    blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.Tensor]
+    blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.Tensor], mode: str = "eval"
 ) -> Callable[[Iterable[str]], float]:
     """A function from axes to the error that shuffling them makes; the reference run is made once."""
-    runner = blueprint.plain_runners["eval"]
+    program = blueprint.programs[mode] if mode == "eval" else _quiet(blueprint.programs[mode])
+    runner = Runner(fx.GraphModule(nn.Module(), program.graph), program.tensors, program.outputs)
     double = {name: t.double() if t.is_floating_point() else t for name, t in tensors.items() if name in runner.tensors}
-    inputs = [t.double() if t.is_floating_point() else t for t in _few(blueprint, examples)]
+    few = _few(blueprint, examples) if mode == "eval" else list(examples)
+    inputs = [t.double() if t.is_floating_point() else t for t in few]
     expected = _run(lambda: runner((), double, inputs))
     sizes = {axis.name: axis.size for axis in blueprint.plan.axes}
 
@@ -140,18 +191,20 @@ def permutation_error(
 
 def failing_axes(blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.Tensor]) -> list[str]:
     """The axes whose permutation changes the outputs, found by bisection; [] when all may be shuffled."""
-    error = permutation_error(blueprint, perturbed(tensors), examples)
+    noisy = perturbed(tensors)
     tolerance = SINGLE if _casts_to_single(blueprint) else DOUBLE
 
-    def search(names: list[str]) -> list[str]:
+    def search(names: list[str], error: Callable[[Iterable[str]], float]) -> list[str]:
         if not names or error(names) <= tolerance:
             return []
         if len(names) == 1:
             return names
         half = len(names) // 2
-        return (search(names[:half]) + search(names[half:])) or names
+        return (search(names[:half], error) + search(names[half:], error)) or names
 
-    return search([axis.name for axis in blueprint.plan.axes])
+    axes = [axis.name for axis in blueprint.plan.axes]
+    errors = [permutation_error(blueprint, noisy, examples, mode) for mode in modes_to_permute(blueprint)]
+    return list(dict.fromkeys(name for error in errors for name in search(axes, error)))
 
 
 def slice_is_extraction(
