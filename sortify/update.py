@@ -105,7 +105,8 @@ def average_gradients(parameters: Iterable[Tensor], accelerator: Accelerator) ->
     if accelerator.num_processes == 1:
         return
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    present = torch.tensor([parameter.grad is not None for parameter in trained], device=accelerator.device).float()
+    device = trained[0].device if trained else accelerator.device
+    present = torch.tensor([parameter.grad is not None for parameter in trained], device=device, dtype=torch.float32)
     anywhere = accelerator.reduce(present, reduction="sum").tolist()
     used = [parameter for parameter, count in zip(trained, anywhere, strict=True) if count]
     for bucket in _buckets(used):

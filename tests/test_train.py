@@ -291,8 +291,10 @@ def weights_of(model: torch.nn.Module) -> dict[str, Tensor]:
 @pytest.mark.slow
 def test_a_killed_training_resumes_to_the_same_weights(tmp_path: Path) -> None:
     make_trainer("mlp", tmp_path / "whole", steps=60, save_steps=2).run()
-    command = [sys.executable, str(SCRIPT), "mlp", str(tmp_path / "cut"), "--steps", "60", "--save", "2"]
-    state = tmp_path / "cut" / "training" / "state.pt"
+    cut = tmp_path / "mlp"
+    make_model("mlp", seed=1).save(cut)
+    command = [sys.executable, str(SCRIPT), str(tmp_path), "mlp:sandwich", "--steps", "60", "--save", "2"]
+    state = cut / "training" / "state.pt"
     kills = 0
     for saves, resume in ((4, []), (9, ["--resume"])):
         process = subprocess.Popen([*command, "--wait", "0.002", *resume])
@@ -303,10 +305,10 @@ def test_a_killed_training_resumes_to_the_same_weights(tmp_path: Path) -> None:
         kills += process.wait() == -signal.SIGKILL
     assert kills == 2
     assert state.exists()
-    result = make_trainer("mlp", tmp_path / "cut", steps=60, save_steps=2).run(resume=True)
+    result = make_trainer("mlp", cut, steps=60, save_steps=2).run(resume=True)
     assert 0 < len(result.losses) < 60
-    assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
-    assert StateFolder(tmp_path / "whole").history() == StateFolder(tmp_path / "cut").history()
+    assert same(weights(tmp_path / "whole"), weights(cut))
+    assert StateFolder(tmp_path / "whole").history() == StateFolder(cut).history()
     assert sorted(path.name for path in state.parent.iterdir()) == ["history.jsonl", "status.json"]
 
 

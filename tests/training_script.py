@@ -1,8 +1,8 @@
-"""A small training as a program of its own, to be killed or run in several processes: see test_train, test_distributed.
+"""Small trainings as a program of its own, to be killed or run in several processes: see test_train, test_distributed.
 
-    python training_script.py KIND DIR [--resume] [--steps N] [--save N] [--batch N] [--sampler NAME] [--wait SECONDS]
+    python training_script.py DIR KIND:SAMPLER ... [--resume] [--steps N] [--save N] [--batch N] [--wait SECONDS]
 
-The first process prints its losses as JSON.
+Each training goes to DIR/KIND. The first process prints the losses of all, by kind, as JSON.
 """
 
 from __future__ import annotations
@@ -53,36 +53,29 @@ def make_trainer(kind: str, directory: Path | None, batch: int = 8, wait: float 
     if directory is not None and not (directory / "sortify.json").exists():
         make_model(kind, seed=1).save(directory)
     model = make_model(kind, seed=1) if directory is None else load(directory)
-    settings = {"steps": 12, "lr": 0.01, "save_minutes": None, "sampler": "sandwich", **config}
-    return Trainer(
-        model,
-        make_data(kind.partition("-")[0], batch, wait),
-        TrainConfig(**settings),
-        directory=directory,
-        progress=False,
-    )
+    settings = {"steps": 12, "lr": 0.01, "save_minutes": None, "sampler": "sandwich", "device": "cpu", **config}
+    data = make_data(kind.partition("-")[0], batch, wait)
+    return Trainer(model, data, TrainConfig(**settings), directory=directory, progress=False)
 
 
 def main() -> None:
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser()
-    parser.add_argument("kind")
     parser.add_argument("directory", type=Path)
+    parser.add_argument("runs", nargs="+", help="KIND:SAMPLER; the model stands in DIR/KIND already")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--save", type=int)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--sampler", default="sandwich")
     parser.add_argument("--wait", type=float, default=0.0)
     given = parser.parse_args()
-    settings = {"steps": given.steps, "save_steps": given.save, "sampler": given.sampler}
-    if PartialState().is_main_process and not (given.directory / "sortify.json").exists():
-        make_model(given.kind, seed=1).save(given.directory)
-    PartialState().wait_for_everyone()
-    trainer = make_trainer(given.kind, given.directory, given.batch, given.wait, **settings)
-    result = trainer.run(resume=given.resume)
+    losses = {}
+    for kind, sampler in (run.split(":") for run in given.runs):
+        settings = {"steps": given.steps, "save_steps": given.save, "sampler": sampler}
+        trainer = make_trainer(kind, given.directory / kind, given.batch, given.wait, **settings)
+        losses[kind] = trainer.run(resume=given.resume).losses
     if PartialState().is_main_process:
-        print(json.dumps(result.losses))
+        print(json.dumps(losses))
     PartialState().destroy_process_group()
 
 
