@@ -138,6 +138,8 @@ class _Writer:
         body.graph.output(body.env[exit])
         body.graph.lint()
         target = f"block_{re.sub(r'[^0-9a-zA-Z_]', '_', site.name)}_{site.number}"
+        if target in root._modules:  # the attention and the feed-forward part of one layer may each be a block
+            target = f"{target}_{site.region.exit}"
         root.add_module(target, Bypass(fx.GraphModule(nn.Module(), body.graph)))
         keep = self.graph.call_function(operator.gt, (self._entry(site.chain), site.number))
         called = self.graph.create_node(
