@@ -1,0 +1,1 @@
+"""The command line of sortify: it parses, calls sortify and prints."""

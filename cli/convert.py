@@ -1,0 +1,106 @@
+"""`sortify convert`: any model into a sorted one, with the proof that it is the same model."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+from types import MethodType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .options import SORTED, Verbose
+from .show import amount, cost_table, counted, elastic_share, ends, frozen_reasons, say, show, table, warn
+
+if TYPE_CHECKING:
+    import sortify
+else:
+    from .lazy import sortify
+
+TRAINING = "training"
+LEFT_BY_TRAINING = (TRAINING, "evaluation.json", "evaluation.png", "evaluation.svg")
+REASONS = 3
+"""Reasons for fixed dimensions that are told; `inspect` tells them all."""
+
+
+def run(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="model.pt, model.pt2, timm/NAME, torchvision/NAME, transformers/DIR, or package.module:factory.",
+        ),
+    ],
+    dir: Annotated[Path, typer.Option("-o", "--dir", metavar="DIR", help="Folder of the sorted model.")] = SORTED,
+    input: Annotated[
+        str | None,
+        typer.Option("--input", metavar="SIZES", help="Example inputs: 2x3x32x32, or input_ids=2x16:int64<1000."),
+    ] = None,
+    trust: Annotated[bool, typer.Option("--trust", help="Load a file of unknown classes: this runs its code.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that has been trained.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Capture a model, find its axes and blocks, prove them, and save the sorted model."""
+    if (dir / TRAINING).exists() and not overwrite:
+        raise typer.BadParameter(f"{dir} holds a model in training or trained: say --overwrite, or another -o DIR")
+    found = sortify.load_source(source, trust=trust, input=input)
+    module, examples = _callable(found, source)
+    model = sortify.sortify(module, examples, progress=True, source=source)
+    model.save(dir)
+    for name in LEFT_BY_TRAINING:
+        _remove(dir / name)
+    _report(model, found.name)
+    say(f"saved: {dir}")
+
+
+def _callable(found: sortify.Source, source: str) -> tuple[Any, Any]:
+    """The source as a module, with its example inputs.
+
+    A module made of an exported program refuses to change its mode; it behaves alike in both.
+    """
+    if found.program is None:
+        return found.module, found.example_inputs
+    if found.example_inputs is None:
+        raise sortify.SourceError(f"'{source}' takes positional and named inputs: describe all by name with --input")
+    warn(f"{source} was exported in one mode: dropout and batch-norm will act alike in training and in evaluation")
+    module: Any = found.program.module(check_guards=False)
+    module.train = MethodType(_stays, module)
+    return module, found.example_inputs
+
+
+def _stays(module: Any, mode: bool = True) -> Any:
+    """Stands for `train`."""
+    return module
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _report(model: sortify.SortedModel, name: str) -> None:
+    """What was found, what it costs, what stays fixed, what was proven."""
+    made = table("axes", "number", "sizes", right=("number",), title=f"{name}: what is elastic")
+    for kind, number in Counter(axis.kind for axis in model.axes.values()).items():
+        sizes = sorted({axis.size for axis in model.axes.values() if axis.kind == kind})
+        made.add_row(kind, str(number), ", ".join(map(str, sizes)))
+    for chain in model.chains.values():
+        made.add_row("depth", "1", f"{chain.name}: {counted(len(chain.blocks), 'block')}")
+    show(made)
+    show(cost_table(model, ends(model)))
+    say(f"elastic: {elastic_share(model):.2%} of {amount(model.cost(model.space.full).params)} parameters")
+    say(f"fixed: {_fixed(model)}")
+    say("proof: passed (identity in train and eval mode, permutation of all axes, slice = extraction)")
+
+
+def _fixed(model: sortify.SortedModel) -> str:
+    reasons = frozen_reasons(model)
+    told = [f"{reason} ({count})" for reason, count in reasons[:REASONS]]
+    rest = len(reasons) - len(told)
+    return (
+        "; ".join([*told, *([f"and {counted(rest, 'other reason')}: see `sortify inspect`"] if rest else [])])
+        or "nothing"
+    )

@@ -1,0 +1,104 @@
+"""`sortify evaluate`: the score of every sub-network, and the front."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from .options import (
+    SORTED,
+    BatchSize,
+    DataText,
+    Device,
+    Directory,
+    SequenceLength,
+    Tokenizer,
+    Verbose,
+    Workers,
+    parse_levels,
+    required_data,
+)
+from .show import console, say, show, speaks
+
+if TYPE_CHECKING:
+    import torch
+
+    import sortify
+else:
+    from .lazy import sortify, torch
+
+
+def run(
+    dir: Directory = SORTED,
+    data: DataText = None,
+    grid: Annotated[
+        str | None,
+        typer.Option(
+            "--grid",
+            metavar="LEVELS",
+            help="Sub-networks to measure, such as width=4,depth=4 or width=0.5,1; else those that were trained.",
+        ),
+    ] = None,
+    recalibrate: Annotated[
+        int, typer.Option("--recalibrate", metavar="N", min=1, help="Training batches for batch-norm statistics.")
+    ] = 20,
+    batch_size: BatchSize = 64,
+    tokenizer: Tokenizer = None,
+    sequence_length: SequenceLength = None,
+    workers: Workers = 0,
+    device: Device = "auto",
+    verbose: Verbose = False,
+) -> None:
+    """Measure sub-networks on the test data: a table, evaluation.json and a picture in DIR."""
+    text = required_data(data)
+    model = sortify.load(dir).to(_device(device))
+    members = _members(model, grid)
+    loaded = sortify.load_data(
+        text,
+        model=model,
+        batch_size=batch_size,
+        tokenizer=tokenizer,
+        sequence_length=sequence_length,
+        workers=workers,
+    )
+    task = sortify.task_for(loaded, model)
+    with _bar() as bar:
+        line = bar.add_task("", total=len(members))
+        found = sortify.evaluate(
+            model,
+            loaded,
+            task,
+            members,
+            recalibrate_batches=recalibrate,
+            directory=dir,
+            progress=lambda done, _, row: bar.update(line, completed=done, description=str(row.subnet)),
+        )
+    show(found.table())
+    picture, _ = sortify.draw(found, dir / "evaluation.png")
+    say(f"saved: {dir / 'evaluation.json'}, {picture}")
+
+
+def _device(name: str) -> Any:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise typer.BadParameter(f"'{name}' is no device; expected auto, cpu or cuda", param_hint="--device") from None
+
+
+def _members(model: sortify.SortedModel, grid: str | None) -> list[sortify.Subnet]:
+    """The sub-networks to measure."""
+    if grid is None:
+        return model.space.members()
+    levels = parse_levels(grid, "--grid")
+    groups = dict.fromkeys(model.space.groups, levels) if isinstance(levels, int) else levels
+    return model.space.grid(**groups)
+
+
+def _bar() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    out = console(error=True)
+    return Progress(*columns, console=out, transient=True, disable=not (speaks() and out.is_terminal))

@@ -1,0 +1,159 @@
+"""`sortify extract`: one sub-network as a file that no longer needs sortify."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .options import (
+    SORTED,
+    BatchSize,
+    DataText,
+    Directory,
+    SequenceLength,
+    Tokenizer,
+    Verbose,
+    given,
+)
+from .show import cost_table, say, show, warn
+
+if TYPE_CHECKING:
+    import torch
+
+    import sortify
+else:
+    from .lazy import sortify, torch
+
+FORMATS = ("pt2", "safetensors")
+TOLERANCE = 1e-5
+"""Largest difference of outputs, relative to their scale, in float32."""
+COARSE = 1e-2
+"""The same in float16 and bfloat16."""
+
+Fraction = float | None
+
+
+def run(
+    ctx: typer.Context,
+    dir: Directory = SORTED,
+    budget: Annotated[
+        float | None, typer.Option("--budget", help="Share of the full cost that it may have, such as 0.5.")
+    ] = None,
+    metric: Annotated[str, typer.Option("--metric", help="Which cost: flops, params or activation_bytes.")] = "flops",
+    width: Annotated[Fraction, typer.Option("--width", help="This width instead of a budget, such as 0.5.")] = None,
+    heads: Annotated[Fraction, typer.Option("--heads", help="This share of the heads.")] = None,
+    depth: Annotated[Fraction, typer.Option("--depth", help="This share of the blocks.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="OUT", help="The file; ./extracted.pt2 by default.")
+    ] = None,
+    format: Annotated[str, typer.Option("--format", help="pt2, safetensors, or auto: as OUT ends, else pt2.")] = "auto",
+    data: DataText = None,
+    recalibrate: Annotated[
+        int, typer.Option("--recalibrate", metavar="N", min=1, help="Batches of --data for batch-norm statistics.")
+    ] = 20,
+    batch_size: BatchSize = 64,
+    tokenizer: Tokenizer = None,
+    sequence_length: SequenceLength = None,
+    verbose: Verbose = False,
+) -> None:
+    """Cut out the largest sub-network within a budget, or a given one, and check that it computes the same."""
+    fractions = given(width=width, heads=heads, depth=depth)
+    if fractions and budget is not None and _is_from_command_line(ctx, "budget"):
+        raise typer.BadParameter("give --budget or --width, --heads, --depth, not both")
+    if not fractions and budget is None:
+        raise typer.BadParameter("say how large: --budget 0.5, or --width, --heads, --depth")
+    target, form = _target(output, format)
+    model = sortify.load(dir)
+    subnet = model.space.subnet(**fractions) if fractions or budget is None else model.space.at(budget, metric)
+    if model.space.trained is not None and subnet not in model.space.members():
+        warn(f"{subnet} is none of the sub-networks that were trained; it may score far below its neighbours")
+    if _lacks_statistics(model, subnet):
+        load = {"batch_size": batch_size, "tokenizer": tokenizer, "sequence_length": sequence_length}
+        _measure(model, subnet, data, recalibrate, load)
+    error = _write(model, subnet, target, form)
+    show(cost_table(model, {"full": model.space.full, "extracted": subnet}))
+    say(f"check: outputs equal the sub-network's, largest difference {error:.1e}")
+    say(f"saved: {target}" + ("  (use it: torch.export.load(path).module())" if form == "pt2" else "  (weights)"))
+
+
+def _is_from_command_line(ctx: typer.Context, name: str) -> bool:
+    """Whether an option was typed, not read from sortify.toml."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _target(output: Path | None, format: str) -> tuple[Path, str]:
+    """The file and its format."""
+    if format not in ("auto", *FORMATS):
+        raise typer.BadParameter(f"'{format}'; expected auto, {' or '.join(FORMATS)}", param_hint="--format")
+    ending = output.suffix.removeprefix(".") if output is not None else ""
+    form = format if format != "auto" else ending if ending in FORMATS else "pt2"
+    return output or Path(f"extracted.{form}"), form
+
+
+def _lacks_statistics(model: sortify.SortedModel, subnet: sortify.Subnet) -> bool:
+    """Whether batch-norm statistics of this sub-network are yet to be measured."""
+    own = subnet == model.space.full and model.space.trained is None
+    return model.has_batch_statistics and subnet not in model.statistics and not own
+
+
+def _measure(
+    model: sortify.SortedModel, subnet: sortify.Subnet, data: str | None, batches: int, load: dict[str, Any]
+) -> None:
+    """Measure batch-norm statistics on training data, or say that nobody has."""
+    if data is None:
+        warn(
+            f"the batch-norm statistics are not those of {subnet}; name --data, or run `sortify train`, to measure them"
+        )
+        return
+    loaded = sortify.load_data(data, model=model, **load)
+    task = sortify.task_for(loaded, model)
+    with model.using(subnet):
+        model.recalibrate((task.split(batch)[0].to_model() for batch in loaded.train), batches)
+
+
+def _write(model: sortify.SortedModel, subnet: sortify.Subnet, target: Path, form: str) -> float:
+    """Write the file, check it, and only then put it in its place; returns the largest difference of outputs."""
+    small = model.extract(subnet=subnet).eval()
+    args, kwargs = model.examples
+    with torch.no_grad(), model.using(subnet):
+        expected = model.eval()(*args, **kwargs)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as place:
+        draft = Path(place, target.name)
+        sortify.write(small, model.example_tensors, draft, form)
+        if form == "pt2":
+            again: Any = torch.export.load(str(draft)).module()
+        else:
+            again = small
+        with torch.no_grad():
+            error = difference(expected, again(*args, **kwargs))
+        tensors = [t for t in small.tensors.values() if t.is_floating_point()]
+        allowed = COARSE if any(t.element_size() < 4 for t in tensors) else TOLERANCE
+        if not error <= allowed:
+            raise sortify.ProofError(f"{target}: not written: its outputs differ from the sub-network's by {error:.1e}")
+        os.replace(draft, target)
+    return error
+
+
+def difference(expected: Any, found: Any) -> float:
+    """The largest difference over all tensors, relative to the largest value of each; infinite where shapes differ."""
+    left, right = _leaves(expected), _leaves(found)
+    if len(left) != len(right) or not left or any(a.shape != b.shape for a, b in zip(left, right, strict=True)):
+        return float("inf")
+    return max(_relative(a.double(), b.double()) for a, b in zip(left, right, strict=True))
+
+
+def _relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    if not a.numel():
+        return 0.0
+    worst = float((a - b).abs().max() / a.abs().max().clamp(min=1e-3))
+    return worst if worst == worst else float("inf")
+
+
+def _leaves(value: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]

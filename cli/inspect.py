@@ -1,0 +1,91 @@
+"""`sortify inspect`: what is elastic, what is not and why, what it costs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .options import SORTED, Directory, Verbose
+from .show import (
+    amount,
+    cost_table,
+    counted,
+    elastic_share,
+    ends,
+    frozen_reasons,
+    parameter_counts,
+    say,
+    show,
+    table,
+    trained_text,
+)
+
+if TYPE_CHECKING:
+    import sortify
+else:
+    from .lazy import sortify
+
+
+def run(
+    dir: Directory = SORTED,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show axes, depth, what is fixed and why, costs, and what was trained."""
+    model = sortify.load(dir)
+    if as_json:
+        say(json.dumps(facts(model), indent=1))
+        return
+    say(f"{dir}: from {model.source or 'a module'}; trained: {trained_text(model)}")
+    show(_axes(model))
+    if model.chains:
+        show(_chains(model))
+    show(cost_table(model, ends(model)))
+    if model.frozen:
+        show(_frozen(model))
+    say(f"elastic: {elastic_share(model):.2%} of {amount(model.cost(model.space.full).params)} parameters")
+
+
+def facts(model: sortify.SortedModel) -> dict[str, Any]:
+    """Everything that the tables show, as JSON values."""
+    trained = model.space.trained
+    return {
+        "source": model.source,
+        "axes": [asdict(axis) for axis in model.axes.values()],
+        "chains": {chain.name: [block.name for block in chain.blocks] for chain in model.chains.values()},
+        "frozen": [asdict(frozen) for frozen in model.frozen],
+        "costs": {name: asdict(model.cost(member)) for name, member in ends(model).items()},
+        "elastic": elastic_share(model),
+        "trained": None if trained is None else trained.to_json(),
+    }
+
+
+def _axes(model: sortify.SortedModel) -> Any:
+    counts = parameter_counts(model)
+    whole = max(1, sum(counts.values()))
+    numbers = ("size", "levels", "tensors", "% of parameters")
+    made = table("axis", "kind", *numbers, right=numbers, title=counted(len(model.axes), "axis", "axes"))
+    for axis in model.axes.values():
+        share = sum(counts.get(name, 0) for name in axis.parameters) / whole
+        levels = " ".join(map(str, axis.levels))
+        made.add_row(axis.name, axis.kind, str(axis.size), levels, str(len(axis.parameters)), f"{share:.1%}")
+    return made
+
+
+def _chains(model: sortify.SortedModel) -> Any:
+    made = table("chain", "blocks", "the first of them stay", right=("blocks",), title="depth")
+    for chain in model.chains.values():
+        made.add_row(chain.name, str(len(chain.blocks)), ", ".join(block.name for block in chain.blocks))
+    return made
+
+
+def _frozen(model: sortify.SortedModel) -> Any:
+    """One row per reason, with the first place."""
+    made = table("fixed because", "times", "for instance", right=("times",), title="what is not elastic")
+    first = {frozen.why: frozen.where for frozen in reversed(model.frozen)}
+    for reason, count in frozen_reasons(model):
+        made.add_row(reason, str(count), first[reason])
+    return made

@@ -1,0 +1,90 @@
+"""Options that several commands share, and how their text is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Verbose = Annotated[
+    bool,
+    typer.Option("-v", "--verbose", help="Show warnings, and the whole traceback of an error."),
+]
+Directory = Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder of the sorted model.")]
+DataText = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="DATA",
+        help="digits, FILE.npz, FILE.txt, a folder of pictures, a saved data set, or package.module:function.",
+    ),
+]
+Tokenizer = Annotated[
+    str | None, typer.Option("--tokenizer", metavar="DIR", help="Folder of a saved tokenizer; else text is bytes.")
+]
+SequenceLength = Annotated[
+    int | None, typer.Option("--sequence-length", metavar="N", help="Tokens of a sample, if not the model's.")
+]
+Workers = Annotated[int, typer.Option("--workers", metavar="N", help="Processes that read samples.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", metavar="N", help="Samples of a batch.")]
+Device = Annotated[str, typer.Option("--device", help="Such as cpu or cuda:1; auto takes a GPU if there is one.")]
+SORTED = Path("sorted")
+
+Levels = int | dict[str, int | tuple[float, ...]]
+
+
+def required_data(data: str | None) -> str:
+    """The data that a command cannot do without; a usage error where nobody named any."""
+    if data is None:
+        raise typer.BadParameter("say what to use, such as --data digits, or name it in sortify.toml (data = ...)")
+    return data
+
+
+def parse_levels(text: str, option: str) -> Levels:
+    """Read `4`, `width=4,depth=2` or `width=0.25,0.5,1,depth=0.5,1`: numbers of levels, or the fractions themselves.
+
+    Args:
+        text: as the user gives it; after `name=`, a whole number by itself counts levels.
+        option: its name, for errors.
+    """
+    groups: dict[str, list[str]] = {}
+    for part in text.replace(" ", "").split(","):
+        name, equals, value = part.rpartition("=")
+        if equals and (not name or name in groups):
+            raise typer.BadParameter(f"'{text}': name every group once", param_hint=option)
+        if not equals:
+            name = next(reversed(groups), "")
+        groups.setdefault(name, []).append(value)
+    read = {name: _level(values, text, option) for name, values in groups.items()}
+    if list(read) == [""] and isinstance(read[""], int):
+        return read[""]
+    if "" in read:
+        raise typer.BadParameter(f"'{text}': say whose levels, as in width=0.5,1", param_hint=option)
+    return read
+
+
+def _level(values: list[str], text: str, option: str) -> int | tuple[float, ...]:
+    if len(values) == 1 and values[0].isdecimal():
+        return int(values[0])
+    try:
+        return tuple(float(value) for value in values)
+    except ValueError:
+        raise typer.BadParameter(
+            f"'{text}': expected numbers of levels (width=4,depth=2) or fractions (width=0.25,0.5,1)",
+            param_hint=option,
+        ) from None
+
+
+def parse_names(text: str | None) -> tuple[str, ...] | None:
+    """Read `width,depth`; None stays None, and `none` is no name at all."""
+    if text is None:
+        return None
+    names = tuple(name for name in text.replace(" ", "").split(",") if name)
+    return () if names == ("none",) else names
+
+
+def given(**fractions: float | None) -> Mapping[str, float]:
+    """The fractions that the user gave."""
+    return {name: value for name, value in fractions.items() if value is not None}

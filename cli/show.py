@@ -1,0 +1,122 @@
+"""What several commands print: tables, shares, and messages that go past the tables."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    import torch
+
+    import sortify
+else:
+    from .lazy import torch
+
+WIDE = 140
+"""Columns where there is no terminal."""
+
+
+def console(*, error: bool = False) -> Console:
+    """Standard output, or standard error, as wide as the terminal or wide enough for a file."""
+    found = Console(stderr=error, highlight=False, emoji=False, markup=False)
+    if found.is_terminal or "COLUMNS" in os.environ:
+        return found
+    return Console(stderr=error, highlight=False, emoji=False, markup=False, width=WIDE)
+
+
+def speaks() -> bool:
+    """Whether this process prints: of several that train together, the first."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(text: str = "") -> None:
+    """Print a line as it is: paths stay whole."""
+    if speaks():
+        typer.echo(text)
+
+
+def warn(text: str) -> None:
+    """Print one line beside the results."""
+    if speaks():
+        typer.echo(f"warning: {text}", err=True)
+
+
+def show(table: Table) -> None:
+    """Print a table."""
+    if speaks():
+        console().print(table)
+
+
+def table(*columns: str, title: str | None = None, right: Sequence[str] = ()) -> Table:
+    """An empty table; columns named in `right` hold numbers."""
+    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in columns:
+        made.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    return made
+
+
+def amount(value: float) -> str:
+    """A large number in three figures: 999, 1.23 k, 45.6 M, 7.89 G."""
+    for unit in ("", " k", " M", " G", " T"):
+        if abs(value) < 999.5:
+            return f"{value:.0f}" if not unit else f"{value:.3g}{unit}"
+        value /= 1000
+    return f"{value:.3g} P"
+
+
+def counted(count: int, name: str, several: str | None = None) -> str:
+    """`1 block`, `2 blocks`, `3 axes`."""
+    return f"{count} {name if count == 1 else several or name + 's'}"
+
+
+def cost_table(model: sortify.SortedModel, members: Mapping[str, sortify.Subnet]) -> Table:
+    """The costs of some sub-networks, and what share of the full network's they are."""
+    full = model.cost(model.space.full)
+    columns = ("parameters", "FLOPs", "activation bytes")
+    made = table("sub-network", "", *columns, right=columns)
+    for name, member in members.items():
+        cost = model.cost(member)
+        pairs = ((cost.params, full.params), (cost.flops, full.flops), (cost.activation_bytes, full.activation_bytes))
+        made.add_row(name, str(member), *(f"{amount(a)} ({a / max(1, b):.0%})" for a, b in pairs))
+    return made
+
+
+def ends(model: sortify.SortedModel) -> dict[str, sortify.Subnet]:
+    """The full sub-network, half of every group, and the smallest."""
+    space = model.space
+    half = space.subnet(**dict.fromkeys(space.groups, 0.5))
+    return {"full": space.full, "half of all": half, "smallest": space.smallest}
+
+
+def parameter_counts(model: sortify.SortedModel) -> dict[str, int]:
+    """Elements of every parameter, by its original name."""
+    return {name: tensor.numel() for name, tensor in model.tensors.items() if isinstance(tensor, torch.nn.Parameter)}
+
+
+def elastic_share(model: sortify.SortedModel) -> float:
+    """The share of the parameters that lie in tensors with an elastic dimension."""
+    counts = parameter_counts(model)
+    carried = {name for axis in model.axes.values() for name in axis.parameters}
+    return sum(counts.get(name, 0) for name in carried) / max(1, sum(counts.values()))
+
+
+def frozen_reasons(model: sortify.SortedModel) -> list[tuple[str, int]]:
+    """Why something is not elastic, and how often; the most frequent reason first."""
+    return Counter(frozen.why for frozen in model.frozen).most_common()
+
+
+def trained_text(model: sortify.SortedModel) -> str:
+    """The levels that were trained, on one line."""
+    trained = model.space.trained
+    if trained is None:
+        return "nothing yet"
+    return (
+        "; ".join(f"{group} {', '.join(f'{x:g}' for x in levels)}" for group, levels in trained.levels) or "full only"
+    )

@@ -1,0 +1,126 @@
+"""`sortify train`: all sub-networks at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .options import (
+    SORTED,
+    BatchSize,
+    DataText,
+    Device,
+    Directory,
+    SequenceLength,
+    Tokenizer,
+    Verbose,
+    Workers,
+    parse_levels,
+    parse_names,
+    required_data,
+)
+from .show import say, trained_text
+
+if TYPE_CHECKING:
+    import sortify
+else:
+    from .lazy import sortify
+
+
+def _option(name: str, help: str, panel: str, count: bool = False) -> Any:
+    return typer.Option(name, help=help, rich_help_panel=panel, metavar="N" if count else None)
+
+
+WHAT, HOW, DATA, KEEP = "What is trained", "How", "Data", "Checkpoints"
+
+Dims = Annotated[str | None, _option("--dims", "Groups, such as width,depth; all by default; none: full only.", WHAT)]
+LevelText = Annotated[str, _option("--levels", "Levels: 4, or width=4,depth=2, or width=0.25,0.5,1.", WHAT)]
+Sampler = Annotated[str, _option("--sampler", "Which sub-networks a step trains: random or sandwich.", WHAT)]
+Accumulate = Annotated[int | None, _option("--accumulate", "How many; by default random 1, sandwich 4.", WHAT, True)]
+ShareBatch = Annotated[
+    bool | None,
+    _option("--share-batch/--no-share-batch", "Whether they see the same batch; the sandwich's do.", WHAT),
+]
+Epochs = Annotated[int, _option("--epochs", "Passes over the training data.", HOW, True)]
+Steps = Annotated[int | None, _option("--steps", "Optimiser steps, instead of epochs.", HOW, True)]
+Optimizer = Annotated[str, _option("--optimizer", "adamw or sgd.", HOW)]
+Rate = Annotated[float, _option("--lr", "Largest learning rate.", HOW)]
+WeightDecay = Annotated[float, _option("--weight-decay", "Of weights, not of norms and biases.", HOW)]
+Momentum = Annotated[float, _option("--momentum", "Of sgd.", HOW)]
+Schedule = Annotated[str, _option("--schedule", "Of the learning rate: cosine, linear or constant.", HOW)]
+Warmup = Annotated[float, _option("--warmup", "Share of the steps in which the learning rate rises.", HOW)]
+Clip = Annotated[float, _option("--clip", "Largest norm of the gradient; 0: no limit.", HOW)]
+Precision = Annotated[str, _option("--precision", "no (float32), bf16, fp16, or auto.", HOW)]
+Seed = Annotated[int, _option("--seed", "Of everything that is drawn.", HOW)]
+Augment = Annotated[str, _option("--augment", "Of training pictures: none, shift or shift-flip.", DATA)]
+Recalibrate = Annotated[
+    int, _option("--recalibrate", "Batches for batch-norm statistics at the end; 0: none.", DATA, True)
+]
+Resume = Annotated[bool, _option("--resume", "Go on where a training stopped.", KEEP)]
+Overwrite = Annotated[bool, _option("--overwrite", "Start anew over a training that stopped.", KEEP)]
+SaveSteps = Annotated[int | None, _option("--save-steps", "Steps between two checkpoints.", KEEP, True)]
+SaveMinutes = Annotated[float, _option("--save-minutes", "Minutes between two checkpoints; 0: no limit.", KEEP)]
+
+
+def run(
+    dir: Directory = SORTED,
+    data: DataText = None,
+    dims: Dims = None,
+    levels: LevelText = "4",
+    sampler: Sampler = "random",
+    accumulate: Accumulate = None,
+    share_batch: ShareBatch = None,
+    epochs: Epochs = 10,
+    steps: Steps = None,
+    optimizer: Optimizer = "adamw",
+    lr: Rate = 1e-3,
+    weight_decay: WeightDecay = 0.01,
+    momentum: Momentum = 0.9,
+    schedule: Schedule = "cosine",
+    warmup: Warmup = 0.05,
+    clip: Clip = 1.0,
+    precision: Precision = "auto",
+    seed: Seed = 0,
+    device: Device = "auto",
+    batch_size: BatchSize = 64,
+    augment: Augment = "none",
+    tokenizer: Tokenizer = None,
+    sequence_length: SequenceLength = None,
+    workers: Workers = 0,
+    recalibrate: Recalibrate = 20,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    save_steps: SaveSteps = None,
+    save_minutes: SaveMinutes = 10.0,
+    verbose: Verbose = False,
+) -> None:
+    """Train all sub-networks of a sorted model at once (SortedNet, arXiv 2309.00255)."""
+    options = locals()
+    config = _config(options)
+    text = required_data(data)
+    model = sortify.load(dir)
+    names = ("batch_size", "seed", "augment", "tokenizer", "sequence_length", "workers")
+    loaded = sortify.load_data(text, model=model, **{name: options[name] for name in names})
+    trainer = sortify.Trainer(model, loaded, config, directory=dir, progress=True)
+    say(f"{dir}: {trainer.task.name} on {loaded.description}")
+    result = trainer.run(resume=resume, overwrite=overwrite)
+    if not result.losses:
+        say(f"{dir}: this training came to its end before, after {result.steps} steps; nothing to do")
+        return
+    say(f"trained: {trained_text(model)}; {result.steps} steps, {result.seconds:.0f} s, loss {result.losses[-1]:.4f}")
+    say(f"saved: {dir}")
+
+
+def _config(options: Mapping[str, Any]) -> sortify.TrainConfig:
+    """The options that bear the names of a configuration's fields, read where they are text."""
+    same = {field.name: options[field.name] for field in fields(sortify.TrainConfig)}
+    read = {
+        "dims": parse_names(options["dims"]),
+        "levels": parse_levels(options["levels"], "--levels"),
+        "clip": options["clip"] or None,
+        "save_minutes": options["save_minutes"] or None,
+    }
+    return sortify.TrainConfig(**{**same, **read})
