@@ -4,7 +4,8 @@
 transformers. What is expected was thought out by hand, not copied from a run:
 
 - kinds: `hidden` is the residual stream of linear layers, `inner` any other width of linear layers only, `heads` one
-  axis per attention, `channels` any axis that a convolution's weight carries;
+  axis per attention, `channels` any axis that a convolution reads, or that more convolutions than matrices carry (a
+  vision transformer's stream is hidden although a convolution makes its patches);
 - of a product one factor is elastic: heads, not head_dim; the per-group width under a group norm; the larger of groups
   and per-group width in a grouped convolution; key and value groups, not their repeats;
 - a chain counts when two or more blocks follow each other.
@@ -13,7 +14,7 @@ transformers. What is expected was thought out by hand, not copied from a run:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import timm
@@ -41,6 +42,7 @@ class Case:
         share: Least share of the parameters (numbers, not tensors) that must be elastic in at least one dimension.
         fixed: The parameters in which nothing is elastic, by pattern (fnmatch).
         frozen: Words that the reasons in `model.frozen` must contain.
+        casts: Whether the model computes in float32 of its own accord, whatever its weights are.
     """
 
     name: str
@@ -50,7 +52,8 @@ class Case:
     chains: tuple[int, ...] = ()
     share: float = 0.99
     fixed: tuple[str, ...] = ()
-    frozen: tuple[str, ...] = field(default=())
+    frozen: tuple[str, ...] = ()
+    casts: bool = False
 
 
 def randomize(module: nn.Module, seed: int) -> nn.Module:
@@ -220,7 +223,7 @@ ATTENTION = (
         "tiny_vit",
         _made(attention.TinyViT),
         IMAGE,
-        {"channels": 1, "heads": 2, "inner": 2},
+        TRANSFORMER,
         (2,),
         fixed=("head.bias",),
     ),
@@ -232,7 +235,7 @@ CONV = (
     Case("unet", _made(conv.UNet), IMAGE, {"channels": 7}, fixed=("out.bias",)),
     Case("densenet", _made(conv.DenseNet), IMAGE, {"channels": 8}, fixed=("fc.bias",)),
     Case("shufflenet_1", _made(conv.ShuffleNet1), IMAGE, {"channels": 3}, (2,), fixed=("fc.bias",)),
-    Case("shufflenet_2", _made(conv.ShuffleNet2), IMAGE, {"channels": 5}, fixed=("fc.bias",)),
+    Case("shufflenet_2", _made(conv.ShuffleNet2), IMAGE, {"channels": 6}, fixed=("fc.bias",)),
     Case("resnext", _made(conv.GroupedNet, groups=4), IMAGE, {"channels": 5}, (2,), fixed=("fc.bias",)),
     Case("many_groups", _made(conv.GroupedNet, groups=16), IMAGE, {"channels": 3}, (2,), fixed=("fc.bias",)),
     Case("depthwise_multiplier", _made(conv.DepthwiseMultiplier), IMAGE, {"channels": 3}, fixed=("fc.bias",)),
@@ -242,7 +245,7 @@ CONV = (
         "patch_merging",
         _made(conv.PatchMergingNet),
         IMAGE,
-        {"channels": 1, "hidden": 1, "inner": 4},
+        {"hidden": 2, "inner": 4},
         (2, 2),
         fixed=("head.bias",),
     ),
@@ -272,7 +275,7 @@ def _transformer(model: str, config: str, **sizes: Any) -> Callable[[], nn.Modul
 
 PHOTO = _floats((2, 3, 64, 64))
 LARGE_PHOTO = _floats((2, 3, 224, 224))
-VISION_TRANSFORMER = {"channels": 1, "heads": 12, "inner": 12}
+VISION_TRANSFORMER = {"hidden": 1, "heads": 12, "inner": 12}
 BERT_SIZES = {
     "vocab_size": 99,
     "hidden_size": 32,
@@ -298,8 +301,8 @@ LIBRARY = (
     ),
     Case(
         "vit_b_16",
-        _made(torchvision.models.vit_b_16),
-        LARGE_PHOTO,
+        _made(torchvision.models.vit_b_16, image_size=64),  # all its layers, fewer tokens
+        PHOTO,
         VISION_TRANSFORMER,
         (12,),
         fixed=("heads.head.bias",),
@@ -343,6 +346,7 @@ LIBRARY = (
         {"hidden": 1, "heads": 3, "inner": 3},
         (3,),
         share=1.0,
+        casts=True,
     ),
 )
 
