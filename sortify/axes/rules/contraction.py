@@ -77,6 +77,8 @@ def attention(call: Call) -> Dims:
     *value_batch, values, width = call.dims("value")
     call.unify(inner, key_inner)
     call.unify(keys, values)
+    if call.get("is_causal"):
+        call.fix([rows, keys], "each position only sees those before it")
     if call.get("enable_gqa") and batch and key_batch:
         heads, groups = algebra.size_of(batch[-1]), algebra.size_of(key_batch[-1])
         ratio = heads.over(groups) or ONE

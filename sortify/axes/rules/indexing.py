@@ -22,7 +22,7 @@ def embedding(call: Call) -> Dims:
 def index_select(call: Call) -> Dims:
     dims = list(call.dims("self"))
     at = call.axis("dim", len(dims))
-    call.fix([dims[at]], "its positions are picked by data")
+    call.fix([dims[at], *call.dims("index")], "its positions are picked by data")
     dims[at] = call.fixed(call.shape[at], "picked by data")
     return tuple(dims)
 
@@ -39,7 +39,8 @@ def index(call: Call) -> Dims:
     """Dimensions with an index tensor are picked by data; the others pass through."""
     dims, indices = call.dims("self"), list(call["indices"])
     if any(isinstance(i, fx.Node) and i.meta["val"].dtype in (torch.bool, torch.uint8) for i in indices):
-        call.fix(dims, "its positions are picked by a mask")
+        for tensor in call.tensors():
+            call.fix(tensor, "its positions are picked by a mask")
         return tuple(call.fixed(size, "picked by a mask") for size in call.shape)
     used = [place for place, i in enumerate(indices) if i is not None]
     picked = broadcast(call, [call.dims_of(indices[place]) for place in used])

@@ -67,8 +67,9 @@ def pointwise(call: Call) -> Dims:
 
 @rule(*SAME_SHAPE)
 def same_shape(call: Call) -> Dims:
-    """The first tensor gives the shape; a second one (`type_as`, `to.other`) only its type."""
-    return call.dims_of(call.node.args[0])
+    """The first tensor gives the shape; probabilities are its own, a second tensor (`type_as`) only gives its type."""
+    dims = call.dims_of(call.node.args[0])
+    return broadcast(call, [dims, call.dims("p")])
 
 
 @rule("aten.prelu.default")

@@ -65,6 +65,10 @@ def _reduces(name: str) -> bool:
     return len(tensors) == 1 and str(schema.arguments[0].type) == "Tensor" and not named
 
 
+# Reductions that return positions.
+_FINDING = frozenset([*overloads("argmax", "argmin"), "aten.max.dim", "aten.min.dim", "aten.median.dim"])
+
+
 @rule(*[name for name in _REDUCTIONS if _reduces(name)])
 def reduce(call: Call) -> Dims | list[Dims]:
     """Sums, means, norms and extremes; an op that returns positions fixes the dimension instead."""
@@ -75,17 +79,10 @@ def reduce(call: Call) -> Dims | list[Dims]:
     chosen = {d % max(len(dims), 1) for d in (chosen if isinstance(chosen, (list, tuple)) else [chosen])}
     value = call.node.meta["val"]
     outputs = value if isinstance(value, (list, tuple)) else [value]
-    if any(not (v.dtype.is_floating_point or v.dtype.is_complex or v.dtype == torch.bool) for v in outputs) and (
-        not _integer_input(call)
-    ):
+    if str(call.node.target) in _FINDING:
         call.fix([dims[d] for d in chosen], "its positions are the result")
     kept = _kept(dims, chosen, bool(call.get("keepdim", False)))
     return [kept for _ in outputs] if isinstance(value, (list, tuple)) else kept
-
-
-def _integer_input(call: Call) -> bool:
-    dtype = call.node.all_input_nodes[0].meta["val"].dtype
-    return not dtype.is_floating_point and len(call.shapes) == 1 and call.node.meta["val"].dtype == dtype
 
 
 def _kept(dims: Dims, reduced: set[int], keepdim: bool) -> Dims:
@@ -107,32 +104,30 @@ _upsample_bicubic2d_aa reflection_pad1d reflection_pad2d replication_pad1d repli
 
 @rule(*overloads(*_IMAGE_OPS))
 def pool(call: Call) -> Dims:
-    """Pooling, resizing and padding of images: channels pass through, image sizes are fixed."""
+    """Pooling, resizing and padding of images: channels pass through, image sizes (`2d` in the name: two) are fixed."""
     dims, shape = call.dims_of(call.node.args[0]), call.shape
-    image = _image_rank(call)
+    image = int(next(letter for letter in str(call.node.target) if letter.isdigit()))
     call.fix(dims[-image:], "image size")
     return (*dims[:-image], *(call.fixed(size, "image size") for size in shape[-image:]))
 
 
-def _image_rank(call: Call) -> int:
-    """The number of image dimensions: what a kernel, output or padding argument counts, else rank - 2."""
-    return len(call.dims_of(call.node.args[0])) - 2 if len(call.dims_of(call.node.args[0])) > 3 else _flat_rank(call)
-
-
-def _flat_rank(call: Call) -> int:
-    """A three-dimensional input is [N, C, L] or, for image ops, [C, H, W]: sizes that change tell."""
-    old = [algebra.size_of(d) for d in call.dims_of(call.node.args[0])]
-    return 1 if old[-2] == call.shape[-2] else 2
-
-
-@rule("aten.cumsum.default", "aten.cumprod.default", "aten.diff.default", "aten.logcumsumexp.default")
+@rule("aten.cumsum.default", "aten.cumprod.default", "aten.logcumsumexp.default")
 def scan(call: Call) -> Dims:
     """Order matters along the scanned dimension."""
+    dims = call.dims("self")
+    call.fix([dims[call.axis("dim", len(dims))]], "it is scanned in order")
+    return dims
+
+
+@rule("aten.diff.default")
+def diff(call: Call) -> Dims:
+    """Differences of neighbours, with more of them before and after where given; the other dimensions are the same."""
     dims = list(call.dims("self"))
     at = call.axis("dim", len(dims))
-    call.fix([dims[at]], "it is scanned in order")
-    if call.shape[at] != algebra.size_of(dims[at]):
-        dims[at] = call.fixed(call.shape[at], "scanned in order")
+    for other in filter(None, (call.dims("self"), call.dims("prepend"), call.dims("append"))):
+        call.fix([other[at]], "its neighbours are subtracted")
+        call.unify_all([*dims[:at], *dims[at + 1 :]], [*other[:at], *other[at + 1 :]])
+    dims[at] = call.fixed(call.shape[at], "differences of neighbours")
     return tuple(dims)
 
 
@@ -161,8 +156,8 @@ def triangle(call: Call) -> Dims:
 
 @rule("aten.cosine_similarity.default", "aten.pairwise_distance.default")
 def similarity(call: Call) -> Dims:
-    left, right = call.dims_of(call.node.args[0]), call.dims_of(call.node.args[1])
-    call.unify_all(left, right)
-    at = call.get("dim", -1) % len(left)
-    mark(left[at], "summed")
-    return left[:at] + left[at + 1 :]
+    """Two tensors that broadcast, compared along `dim` (distances: the last one)."""
+    both = broadcast(call, call.tensors())
+    at = call.get("dim", -1) % len(both)
+    mark(both[at], "summed")
+    return _kept(both, {at}, bool(call.get("keepdim", False)))

@@ -121,14 +121,16 @@ def view_as(call: Call) -> Dims:
 @rule("aten.repeat.default", "aten.tile.default")
 def repeat(call: Call) -> Dims:
     """Tiling puts whole copies one after the other: the copies are the outer factor."""
-    counts = call.get("repeats", call.get("dims"))
-    old = (UNIT,) * (len(counts) - len(call.dims("self"))) + call.dims("self")
+    argument = "repeats" if "repeats" in call.arguments else "dims"
+    missing = len(call.dims("self")) - len(call[argument])
+    counts = [1] * missing + call[argument]
+    old = (UNIT,) * -missing + call.dims("self")
     result: list[Expr] = []
     for index, (dim, count, size) in enumerate(zip(old, counts, call.shape, strict=True)):
         if isinstance(count, int) and not size.symbols:
             copies = open_atom(count, "repeat") if count > 1 else UNIT
             if count > 1:
-                call.literal("repeats" if "repeats" in call.arguments else "dims", index, copies)
+                call.literal(argument, index - max(missing, 0), copies)
             result.append(algebra.product([copies, dim]))
         else:
             call.fix([dim], "it is repeated an unknown number of times")
@@ -146,13 +148,16 @@ def repeat_interleave(call: Call) -> Dims:
     copies = open_atom(count, "repeat")
     call.literal("repeats", None, copies)
     dims[at] = algebra.product([dims[at], copies])
+    if call.get("output_size") is not None:
+        call.literal("output_size", None, dims[at])
     return tuple(dims)
 
 
 @rule("aten.cat.default", "aten.concat.default", "aten.concatenate.default")
 def cat(call: Call) -> Dims:
+    """Segments one after the other; tensors of shape [0], which torch leaves out, are left out."""
     parts = [call.dims_of(t) for t in call["tensors"]]
-    parts = [dims for dims in parts if dims]
+    parts = [dims for dims in parts if dims and not _empty(dims)] or parts[:1]
     at = call.axis("dim", len(parts[0]))
     for dims in parts[1:]:
         for place, (a, b) in enumerate(zip(parts[0], dims, strict=True)):
@@ -162,6 +167,10 @@ def cat(call: Call) -> Dims:
     joined = algebra.concat(dims[at] for dims in parts)
     result[at] = call.fixed(call.shape[at], "joined from fixed parts") if is_fixed(joined) else joined
     return tuple(result)
+
+
+def _empty(dims: Dims) -> bool:
+    return len(dims) == 1 and algebra.size_of(dims[0]).count == 0
 
 
 @rule("aten.stack.default")
@@ -229,25 +238,26 @@ def slice_(call: Call) -> Dims:
     if "length" in call.arguments:
         end = start + call["length"] if isinstance(start, int) and isinstance(call["length"], int) else None
     if shape[at] == old and start == 0:
+        if "length" in call.arguments:
+            call.literal("length", None, dim)
         return dims
     if step != 1 or old.symbols or not isinstance(start, int) or not isinstance(end, (int, type(None))):
         call.fix([dim], "single positions are taken from it")
         return (*dims[:at], call.fixed(shape[at], "taken from a fixed dimension"), *dims[at + 1 :])
     begin = max(start + old.count, 0) if start < 0 else min(start, old.count)
     length = shape[at].count
-    pieces = _pieces(call, dim, [Size(n) for n in (begin, length, old.count - begin - length) if n])
-    before, piece = (pieces[:1], pieces[1]) if begin else ([], pieces[0])
+    before, piece, _ = _pieces(call, dim, [Size(begin), Size(length), Size(old.count - begin - length)])
     _slice_literals(call, before, piece, begin + length == old.count)
     return (*dims[:at], piece, *dims[at + 1 :])
 
 
-def _slice_literals(call: Call, before: list[Expr], piece: Expr, to_the_end: bool) -> None:
+def _slice_literals(call: Call, before: Expr, piece: Expr, to_the_end: bool) -> None:
     if call.get("start"):
-        call.literal("start", None, *before)
+        call.literal("start", None, before)
     if "length" in call.arguments:
         call.literal("length", None, piece)
     elif call.get("end") is not None and not (to_the_end and call["end"] >= 2**31):
-        call.literal("end", None, *before, piece)
+        call.literal("end", None, before, piece)
 
 
 @rule("aten.select.int")
@@ -293,7 +303,8 @@ def pixel_unshuffle(call: Call) -> Dims:
 
 
 def _shuffled(call: Call, factor: int, *, outward: bool) -> Dims:
-    *batch, channels, _, _ = call.dims("self")
+    *batch, channels, rows, columns = call.dims("self")
+    call.fix([rows, columns], "image size")
     square = call.fixed(factor * factor, "it becomes part of the image size")
     if outward:
         inner = open_atom(call.shape[-3])
