@@ -11,9 +11,10 @@ be matched is fixed with the reason: sound before broad.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
+from itertools import groupby
 from typing import NamedTuple
 
 
@@ -80,10 +81,12 @@ def fixed_atom(size: Size | int, why: str) -> Atom:
 
 
 def open_atom(size: Size | int, *roles: str) -> Atom:
-    """A new elastic atom; symbolic sizes and size 1 are never elastic."""
+    """A new elastic atom; symbolic sizes, size 1 and size 0 are never elastic."""
     size = Size(size) if isinstance(size, int) else size
     if size.symbols:
         return fixed_atom(size, "its size is only known when the model runs")
+    if size.count == 0:
+        return fixed_atom(size, "it is empty")
     return UNIT if size == ONE else Atom(size, roles=set(roles))
 
 
@@ -120,10 +123,11 @@ def product(factors: Iterable[Expr]) -> Expr:
 
 
 def concat(segments: Iterable[Expr]) -> Expr:
-    """The canonical concatenation: nested ones opened."""
+    """The canonical concatenation: nested ones opened, empty ones dropped."""
     flat: list[Expr] = []
     for segment in map(resolve, segments):
         flat += segment.segments if isinstance(segment, ConcatExpr) else [segment]
+    flat = [s for s in flat if size_of(s).count] or flat[:1] or [fixed_atom(0, "it is empty")]
     return flat[0] if len(flat) == 1 else ConcatExpr(tuple(flat))
 
 
@@ -174,16 +178,30 @@ def mark(expr: Expr, role: str) -> None:
 
 
 def same(a: Expr, b: Expr) -> bool:
-    """Whether two expressions are known to be the same dimension."""
+    """Whether two expressions are known to be the same dimension; of what is fixed, only the size counts."""
     a, b = resolve(a), resolve(b)
     if a is b:
         return True
+    if is_fixed(a) and is_fixed(b):
+        return size_of(a) == size_of(b)
     match a, b:
-        case (ProductExpr(x), ProductExpr(y)) | (ConcatExpr(x), ConcatExpr(y)):
-            return len(x) == len(y) and all(map(same, x, y))
-        case Atom(), Atom():
-            return a.fixed is not None and b.fixed is not None and a.size == b.size
+        case ProductExpr(x), ProductExpr(y):
+            return _same_parts(_fixed_together(x, ProductExpr), _fixed_together(y, ProductExpr))
+        case ConcatExpr(x), ConcatExpr(y):
+            return _same_parts(_fixed_together(x, ConcatExpr), _fixed_together(y, ConcatExpr))
     return False
+
+
+def _same_parts(x: Sequence[Expr], y: Sequence[Expr]) -> bool:
+    return len(x) == len(y) and all(map(same, x, y))
+
+
+def _fixed_together(parts: Sequence[Expr], join: Callable[[tuple[Expr, ...]], Expr]) -> list[Expr]:
+    """The parts, with fixed neighbours joined into one."""
+    found: list[Expr] = []
+    for fixed, run in groupby(parts, is_fixed):
+        found += [join(tuple(run))] if fixed else run
+    return found
 
 
 def unify(a: Expr, b: Expr, why: str) -> None:
@@ -390,16 +408,21 @@ def _groups(dims: Sequence[Expr], sizes: Sequence[Size]) -> Iterator[tuple[list[
         old, new = [left_dims.pop(0)], [right_sizes.pop(0)]
         left, right = size_of(old[0]), new[0]
         while left != right:
-            if left_dims and right.over(left):
+            if left_dims and _smaller(left, right):
                 old.append(left_dims.pop(0))
                 left = left.times(size_of(old[-1]))
-            elif right_sizes and left.over(right):
+            elif right_sizes and _smaller(right, left):
                 new.append(right_sizes.pop(0))
                 right = right.times(new[-1])
             else:
                 old, new, left_dims, right_sizes = old + left_dims, new + right_sizes, [], []
                 break
         yield old, new
+
+
+def _smaller(a: Size, b: Size) -> bool:
+    """Whether `a` is less than `b` whatever the symbols stand for; unknown where they differ and do not divide."""
+    return a.count < b.count if a.symbols == b.symbols else b.over(a) is not None
 
 
 def _regroup(old: list[Expr], new: list[Size]) -> list[Expr]:
