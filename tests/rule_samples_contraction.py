@@ -1,0 +1,139 @@
+"""Samples of ops that multiply and sum, and of normalisations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rule_law import Sample
+from rule_tensors import case, flags, whole
+from rule_tensors import numbers as n
+
+SQUARE = n(4, 4)
+
+
+def masked(op: str, *args: Any, opens: int, **kwargs: Any) -> Sample:
+    """A sum of products: what is cut off counts as zero."""
+    return case(op, *args, opens=opens, values="masked", **kwargs)
+
+
+def mixing(op: str, *args: Any, opens: int, **kwargs: Any) -> Sample:
+    """An op whose numbers depend on how many positions there are."""
+    return case(op, *args, opens=opens, values="shape", **kwargs)
+
+
+PRODUCTS = (
+    masked("linear.default", n(2, 3, 4), n(5, 4), n(5), opens=4),
+    masked("linear.default", n(4), n(5, 4), opens=2),
+    masked("linear.default", n(3, 4), n(4), opens=2),
+    masked("linear.default", n(4, 4), n(4, 4), n(4), opens=3),
+    masked("addmm.default", n(5), n(3, 4), n(4, 5), opens=3),
+    masked("addmm.default", n(3, 5), n(3, 4), n(4, 5), beta=0.5, alpha=2, opens=3),
+    masked("addmm.default", n(1, 5), n(3, 4), n(4, 5), opens=3),
+    masked("addmm.default", n(4), n(4, 4), n(4, 4), opens=3),
+    masked("matmul.default", n(3, 4), n(4, 5), opens=3),
+    masked("matmul.default", n(2, 3, 4), n(2, 4, 5), opens=4),
+    masked("matmul.default", n(6, 1, 3, 4), n(2, 4, 5), opens=5),
+    masked("matmul.default", n(4), n(4), opens=1),
+    masked("matmul.default", n(2, 3, 4), n(4), opens=3),
+    masked("matmul.default", n(4), n(2, 4, 5), opens=3),
+    masked("matmul.default", n(4, 4), n(4, 4), opens=3),
+    masked("matmul.default", SQUARE, SQUARE, opens=1),
+    masked("mm.default", n(3, 4), n(4, 5), opens=3),
+    masked("bmm.default", n(2, 3, 4), n(2, 4, 5), opens=4),
+    masked("bmm.default", n(3, 3, 3), n(3, 3, 3), opens=4),
+    masked("mv.default", n(3, 4), n(4), opens=2),
+    masked("dot.default", n(4), n(4), opens=1),
+    masked("baddbmm.default", n(2, 3, 5), n(2, 3, 4), n(2, 4, 5), opens=4),
+    masked("baddbmm.default", n(3, 5), n(2, 3, 4), n(2, 4, 5), opens=4),
+    masked("baddbmm.default", n(2, 1, 5), n(2, 3, 4), n(2, 4, 5), beta=0.5, opens=4),
+    masked("outer.default", n(3), n(4), opens=2),
+)
+
+QUERY, KEY, VALUE = n(2, 3, 5, 4), n(2, 3, 6, 4), n(2, 3, 6, 7)
+SDPA = "scaled_dot_product_attention.default"
+ATTENTION = (
+    mixing(SDPA, QUERY, KEY, VALUE, opens=6),
+    mixing(SDPA, QUERY, KEY, VALUE, n(5, 6), opens=6),
+    mixing(SDPA, QUERY, KEY, VALUE, n(2, 1, 5, 6), scale=0.3, opens=6),
+    mixing(SDPA, QUERY, KEY, VALUE, flags(2, 1, 1, 6), opens=6),
+    mixing(SDPA, QUERY, n(1, 3, 6, 4), n(1, 3, 6, 7), opens=6),
+    mixing(SDPA, n(2, 5, 4), n(2, 6, 4), n(2, 6, 7), opens=5),
+    mixing(SDPA, n(2, 3, 5, 4), n(2, 3, 5, 4), n(2, 3, 5, 4), is_causal=True, opens=4),
+    mixing(SDPA, n(2, 6, 5, 4), n(2, 3, 7, 4), n(2, 3, 7, 4), enable_gqa=True, opens=7),
+    mixing(SDPA, n(2, 6, 5, 4), n(2, 1, 7, 4), n(2, 1, 7, 4), enable_gqa=True, opens=6),
+    mixing(SDPA, n(2, 3, 5, 4), n(2, 3, 7, 4), n(2, 3, 7, 4), enable_gqa=True, opens=6),
+    mixing(SDPA, n(2, 6, 5, 4), n(2, 3, 7, 4), n(2, 3, 7, 4), n(2, 6, 5, 7), enable_gqa=True, opens=7),
+)
+
+EINSUM = (
+    masked("einsum.default", "bhid,bhjd->bhij", [n(2, 3, 5, 4), n(2, 3, 6, 4)], opens=5),
+    masked("einsum.default", "b i, o i -> b o", [n(2, 4), n(5, 4)], opens=3),
+    masked("einsum.default", "...ij,...jk->...ik", [n(2, 3, 5, 4), n(3, 4, 6)], opens=5),
+    masked("einsum.default", "i...,j...->ij...", [n(2, 3, 4), n(5, 3, 4)], opens=4),
+    masked("einsum.default", "...ij->...ji", [n(2, 3, 4)], opens=3),
+    masked("einsum.default", "ii->i", [n(4, 4)], opens=1),
+    masked("einsum.default", "ij,jk", [n(3, 4), n(4, 5)], opens=3),
+    masked("einsum.default", "kj,ik", [n(3, 4), n(5, 3)], opens=3),
+    masked("einsum.default", "ij,jk,kl->il", [n(2, 3), n(3, 4), n(4, 5)], opens=4),
+    masked("einsum.default", "bn,anm,bm->ba", [n(2, 3), n(5, 3, 4), n(2, 4)], opens=4),
+    masked("einsum.default", "ij,ij->ij", [n(3, 1), n(3, 4)], opens=2),
+    masked("einsum.default", "ij->", [n(3, 4)], opens=2),
+    masked("einsum.default", "ij,jk->ki", [n(4, 4), n(4, 4)], opens=3),
+)
+
+CONVOLUTION = (
+    masked("conv1d.default", n(2, 4, 9), n(6, 4, 3), n(6), opens=3),
+    masked("conv1d.default", n(2, 6, 9), n(4, 3, 3), n(4), [1], [1], [1], 2, opens=4),
+    masked("conv1d.default", n(4, 9), n(6, 4, 3), opens=2),
+    masked("conv1d.padding", n(2, 4, 9), n(6, 4, 3), n(6), [1], "same", opens=3),
+    masked("conv2d.default", n(2, 4, 5, 6), n(3, 4, 3, 2), n(3), opens=3),
+    masked("conv2d.default", n(2, 4, 4, 4), n(4, 4, 3, 3), n(4), opens=3),
+    masked("conv2d.default", n(4, 5, 6), n(3, 4, 3, 2), n(3), opens=2),
+    masked("conv2d.default", n(2, 6, 5, 5), n(8, 3, 3, 3), n(8), [2, 2], [1, 1], [1, 1], 2, opens=4),
+    masked("conv2d.default", n(2, 4, 5, 5), n(4, 1, 3, 3), n(4), [1, 1], [1, 1], [1, 1], 4, opens=2),
+    masked("conv2d.default", n(2, 4, 5, 5), n(8, 1, 3, 3), None, [1, 1], [0, 0], [2, 2], 4, opens=3),
+    masked("conv2d.default", n(2, 6, 5, 5), n(3, 2, 3, 3), n(3), [1, 1], [0, 0], [1, 1], 3, opens=3),
+    masked("conv2d.padding", n(2, 6, 5, 5), n(8, 3, 3, 3), n(8), [1, 1], "valid", [1, 1], 2, opens=4),
+    masked("conv3d.default", n(2, 4, 3, 4, 5), n(3, 4, 2, 2, 2), n(3), opens=3),
+    masked("conv3d.padding", n(2, 4, 3, 4, 5), n(3, 4, 3, 3, 3), n(3), [1, 1, 1], "same", opens=3),
+    masked("conv_transpose1d.default", n(2, 4, 5), n(4, 6, 3), n(6), opens=3),
+    masked("conv_transpose1d.default", n(4, 5), n(4, 6, 3), n(6), opens=2),
+    masked("conv_transpose2d.input", n(2, 4, 5, 4), n(4, 3, 2, 2), n(3), [2, 2], opens=3),
+    masked("conv_transpose2d.input", n(2, 6, 5, 4), n(6, 4, 2, 2), n(8), [2, 2], [0, 0], [1, 1], 2, opens=4),
+    masked("conv_transpose2d.input", n(2, 6, 5, 4), n(6, 1, 2, 2), n(6), [2, 2], [0, 0], [0, 0], 6, opens=2),
+    masked("conv_transpose2d.input", n(2, 6, 5, 4), n(6, 2, 2, 2), n(12), [2, 2], [0, 0], [0, 0], 6, opens=3),
+    masked("conv_transpose3d.input", n(2, 4, 3, 2, 2), n(4, 3, 2, 2, 2), n(3), opens=3),
+)
+
+NORM = (
+    mixing("layer_norm.default", n(2, 3, 4), [4], n(4), n(4), opens=3),
+    mixing("layer_norm.default", n(2, 3, 4), [3, 4], n(3, 4), n(3, 4), opens=3),
+    mixing("layer_norm.default", n(2, 4, 4), [4], n(4), opens=3),
+    mixing("layer_norm.default", n(2, 3, 4), [4], opens=3),
+    mixing("rms_norm.default", n(2, 3, 4), [4], n(4), opens=3),
+    mixing("rms_norm.default", n(2, 3, 4), [3, 4], None, 1e-6, opens=3),
+    case("batch_norm.default", n(2, 3, 4, 5), n(3), n(3), n(3), n(3), False, 0.1, 1e-5, False, opens=4),
+    case("batch_norm.default", n(3, 3), n(3), n(3), n(3), n(3), False, 0.1, 1e-5, False, opens=2),
+    mixing("batch_norm.default", n(3, 4), n(4), n(4), n(4), n(4), True, 0.1, 1e-5, False, opens=2, least=2),
+    mixing("batch_norm.default", n(3, 4, 5), None, None, None, None, True, 0.1, 1e-5, False, opens=3, least=2),
+    mixing("instance_norm.default", n(2, 3, 4), n(3), n(3), None, None, True, 0.1, 1e-5, False, opens=3, least=2),
+    mixing("group_norm.default", n(2, 6, 5), 2, n(6), n(6), opens=4, least=2),
+    mixing("group_norm.default", n(2, 6, 4, 5), 1, n(6), n(6), opens=4),
+    mixing("group_norm.default", n(2, 6, 5), 6, n(6), n(6), opens=3, least=2),
+    mixing("group_norm.default", n(2, 6, 5), 3, opens=4, least=2),
+    mixing("cosine_similarity.default", n(3, 4, 5), n(3, 4, 5), opens=3),
+    mixing("cosine_similarity.default", n(3, 4), n(1, 4), -1, opens=2),
+    mixing("cosine_similarity.default", n(1, 4), n(3, 4), -1, opens=2),
+    mixing("cosine_similarity.default", n(3, 4), n(4), -1, opens=2),
+    mixing("cosine_similarity.default", n(4, 4), n(4, 4), 0, opens=2),
+    mixing("pairwise_distance.default", n(3, 4), n(3, 4), opens=2),
+    mixing("pairwise_distance.default", n(3, 4), n(3, 4), 2.0, 1e-6, True, opens=2),
+    mixing("pairwise_distance.default", n(3, 4), n(4), opens=2),
+)
+
+LOOKUP = (
+    case("embedding.default", n(7, 4), whole(2, 3, below=7), opens=3),
+    case("embedding.default", n(4, 4), whole(4, below=4), opens=2),
+)
+
+CONTRACTION = (*PRODUCTS, *ATTENTION, *EINSUM, *CONVOLUTION, *NORM, *LOOKUP)
