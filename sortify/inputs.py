@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from sortify.errors import SourceError
@@ -204,6 +203,8 @@ def _from_weights(module: nn.Module, hint: str, generator: torch.Generator) -> I
     """torchvision by name: the transforms of its published weights tell the crop, and videos their frames."""
     if not hint.startswith("torchvision/"):
         return None
+    import torchvision  # seconds to import, and only needed here
+
     try:
         entry = next(iter(torchvision.models.get_model_weights(hint.removeprefix("torchvision/"))))
         preset = entry.transforms()

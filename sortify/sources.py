@@ -20,10 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-import torchvision
-import transformers
 from torch import nn
 
 from sortify.errors import SourceError
@@ -180,6 +177,8 @@ def _load_transformers(folder: Path) -> nn.Module:
         raise SourceError(f"'{folder}' is no folder: transformers/DIR names one made by save_pretrained")
     if not (folder / "config.json").is_file():
         raise SourceError(f"'{folder}' has no config.json: transformers/DIR names a folder made by save_pretrained")
+    import transformers  # each of these libraries takes seconds to import
+
     local = {"local_files_only": True, "trust_remote_code": False}
     try:
         config = transformers.AutoConfig.from_pretrained(folder, **local)
@@ -208,6 +207,8 @@ def _suggest(name: str, known: list[str]) -> str:
 
 
 def _make_timm(name: str) -> nn.Module:
+    import timm
+
     known = timm.list_models()
     if name.partition(".")[0] not in known:
         raise SourceError(f"timm has no model '{name}': {_suggest(name, known)}")
@@ -215,6 +216,8 @@ def _make_timm(name: str) -> nn.Module:
 
 
 def _make_torchvision(name: str) -> nn.Module:
+    import torchvision
+
     known = torchvision.models.list_models()
     if name not in known:
         raise SourceError(f"torchvision has no model '{name}': {_suggest(name, known)}")
