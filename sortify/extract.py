@@ -91,11 +91,11 @@ def shrink(program: Program, plan: Plan, mode: str, subnet: Subnet) -> Program:
     by_name = {old.name: new for old, new in env.items()}
     for literal in plan.literals[mode]:
         set_size(by_name[literal.node], literal, lambda old, dim: _constant(graph, old, dim, sizes))
-    depths = dict(subnet.depths)
-    for chain in plan.chains:
-        for block in reversed(chain.blocks[depths[chain.name] :]):
-            region = block.regions[mode]
-            by_name[region.exit].replace_all_uses_with(by_name[region.entry])
+    depths, order = dict(subnet.depths), {node.name: place for place, node in enumerate(program.graph.nodes)}
+    left_out = [block.regions[mode] for chain in plan.chains for block in chain.blocks[depths[chain.name] :]]
+    # From the last to the first: the entry of one may be the exit of another, in this chain or in the one before.
+    for region in sorted(left_out, key=lambda region: order[region.exit], reverse=True):
+        by_name[region.exit].replace_all_uses_with(by_name[region.entry])
     return _without_unused(graph, program)
 
 
