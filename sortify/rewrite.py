@@ -76,6 +76,16 @@ def rewrite(program: Program, plan: Plan, mode: str, infos: Mapping[str, TensorI
     return fx.GraphModule(root, main.graph)
 
 
+def readable(module: fx.GraphModule) -> str:
+    """A rewritten graph as code, its blocks after it."""
+    blocks = [(name, child.body) for name, child in module.named_children() if isinstance(child, Bypass)]
+    parts = [("GraphModule", module), *blocks]
+    return "\n".join(
+        part.print_readable(print_output=False).replace("class GraphModule(", f"class {name}(", 1)
+        for name, part in parts
+    )
+
+
 def _sites(plan: Plan, mode: str) -> dict[str, _BlockSite]:
     """Every block by the name of its exit node."""
     return {
