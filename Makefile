@@ -22,7 +22,7 @@ demo: $(READY) ## convert, train, evaluate and extract a ResNet on real handwrit
 	$(BIN)/python examples/demo.py
 
 test: $(READY) ## run the tests
-	$(BIN)/python -m pytest -q --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=10
 
 check: lint types docs ## ruff, mypy --strict and the documentation build
 
