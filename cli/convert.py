@@ -63,7 +63,7 @@ def _callable(found: sortify.Source, source: str) -> tuple[Any, Any]:
         return found.module, found.example_inputs
     if found.example_inputs is None:
         raise sortify.SourceError(f"'{source}' takes positional and named inputs: describe all by name with --input")
-    warn(f"{source} was exported in one mode: dropout and batch-norm will act alike in training and in evaluation")
+    warn(f"{source} was exported in one mode: dropout and batch-norm act alike in training and in evaluation")
     module: Any = found.program.module(check_guards=False)
     module.train = MethodType(_stays, module)
     return module, found.example_inputs
@@ -93,12 +93,17 @@ def _report(model: sortify.SortedModel, name: str) -> None:
     show(cost_table(model, ends(model)))
     say(f"elastic: {elastic_share(model):.2%} of {amount(model.cost(model.space.full).params)} parameters")
     say(f"fixed: {_fixed(model)}")
-    say("proof: passed (identity in train and eval mode, permutation of all axes, slice = extraction)")
+    checks = (
+        "identity in train and eval mode",
+        *(("permutation of all axes",) if model.axes else ()),
+        "slice = extraction",
+    )
+    say(f"proof: passed ({', '.join(checks)})")
 
 
 def _fixed(model: sortify.SortedModel) -> str:
     reasons = frozen_reasons(model)
-    told = [f"{reason} ({count})" for reason, count in reasons[:REASONS]]
+    told = [f"{why} ({count})" for why, count in reasons[:REASONS]]
     rest = len(reasons) - len(told)
     return (
         "; ".join([*told, *([f"and {counted(rest, 'other reason')}: see `sortify inspect`"] if rest else [])])

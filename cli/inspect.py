@@ -17,6 +17,7 @@ from .show import (
     ends,
     frozen_reasons,
     parameter_counts,
+    reason,
     say,
     show,
     table,
@@ -85,7 +86,7 @@ def _chains(model: sortify.SortedModel) -> Any:
 def _frozen(model: sortify.SortedModel) -> Any:
     """One row per reason, with the first place."""
     made = table("fixed because", "times", "for instance", right=("times",), title="what is not elastic")
-    first = {frozen.why: frozen.where for frozen in reversed(model.frozen)}
-    for reason, count in frozen_reasons(model):
-        made.add_row(reason, str(count), first[reason])
+    first = {reason(frozen.why): frozen.where for frozen in reversed(model.frozen)}
+    for why, count in frozen_reasons(model):
+        made.add_row(why, str(count), first[why])
     return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ else:
 
 WIDE = 140
 """Columns where there is no terminal."""
+PLACE = re.compile(r"^(\S+)(?: in \S+)?(?: \([^()]*:\d+\))?: ")
+"""An operation, its module and its line at the start of a reason."""
 
 
 def console(*, error: bool = False) -> Console:
@@ -63,12 +66,12 @@ def table(*columns: str, title: str | None = None, right: Sequence[str] = ()) ->
 
 
 def amount(value: float) -> str:
-    """A large number in three figures: 999, 1.23 k, 45.6 M, 7.89 G."""
-    for unit in ("", " k", " M", " G", " T"):
+    """A large number in three figures: 999, 1.23k, 45.6M, 7.89G."""
+    for unit in ("", "k", "M", "G", "T"):
         if abs(value) < 999.5:
             return f"{value:.0f}" if not unit else f"{value:.3g}{unit}"
         value /= 1000
-    return f"{value:.3g} P"
+    return f"{value:.3g}P"
 
 
 def counted(count: int, name: str, several: str | None = None) -> str:
@@ -109,7 +112,12 @@ def elastic_share(model: sortify.SortedModel) -> float:
 
 def frozen_reasons(model: sortify.SortedModel) -> list[tuple[str, int]]:
     """Why something is not elastic, and how often; the most frequent reason first."""
-    return Counter(frozen.why for frozen in model.frozen).most_common()
+    return Counter(reason(frozen.why) for frozen in model.frozen).most_common()
+
+
+def reason(why: str) -> str:
+    """A reason without its place: `aten.conv2d.default in stem (net.py:3): kernel size` is told once for all."""
+    return PLACE.sub(r"\1: ", why)
 
 
 def trained_text(model: sortify.SortedModel) -> str:

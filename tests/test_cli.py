@@ -1,0 +1,502 @@
+"""The commands as people type them: from a model file to a small model, for pictures, text and language models."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+import inspect
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+import transformers
+import typer
+from cli_calls import SETTINGS, call, errors, small_net, works, write_folder
+from safetensors.torch import load_file
+from typer.testing import Result
+
+import sortify
+from sortify import proof
+from sortify_cli import settings, train
+from sortify_cli.extract import difference
+from sortify_cli.main import app
+from sortify_cli.options import parse_levels, parse_names
+from sortify_cli.show import amount, counted, reason
+
+CLI = Path(__file__).parent.parent / "cli"
+COMMANDS = ("convert", "inspect", "train", "evaluate", "extract", "verify")
+MEMBERS = 4
+"""Two widths times two depths."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Walk:
+    """A folder in which all commands ran one after the other, and what they printed."""
+
+    folder: Path
+    said: dict[str, Result]
+
+    @property
+    def sorted(self) -> Path:
+        return self.folder / "sorted"
+
+
+@pytest.fixture(scope="module")
+def walk(tmp_path_factory: pytest.TempPathFactory) -> Walk:
+    """The way of the documentation, word by word, in a folder whose sortify.toml names the data."""
+    folder = write_folder(tmp_path_factory.mktemp("walk"))
+    lines = (
+        "convert model.pt",
+        "train --dims width,depth",
+        "evaluate",
+        "extract --budget 0.5",
+        "inspect",
+        "verify",
+    )
+    return Walk(folder, {line.split()[0]: works(folder, *line.split()) for line in lines})
+
+
+@pytest.fixture
+def trained(walk: Walk, tmp_path: Path) -> Path:
+    """A copy of that folder which a test may change."""
+    return Path(shutil.copytree(walk.folder, tmp_path / "copy"))
+
+
+# -- the way of the documentation -------------------------------------------------------------------------------------
+
+
+def test_convert_tells_what_it_found_and_where_it_is(walk: Walk) -> None:
+    text = walk.said["convert"].stdout
+    assert "channels" in text
+    assert "2 blocks" in text
+    assert "elastic: " in text
+    assert "proof: passed" in text
+    assert text.splitlines()[-1] == "saved: sorted"
+    assert sortify.load(walk.sorted).source == "model.pt"
+
+
+def test_train_records_the_levels_of_the_settings(walk: Walk) -> None:
+    trained = sortify.load(walk.sorted).space.trained
+    assert trained is not None
+    assert dict(trained.levels) == {"width": (0.5, 1.0), "depth": (0.5, 1.0)}
+    assert "width 0.5, 1; depth 0.5, 1; 6 steps" in walk.said["train"].stdout
+    assert json.loads((walk.sorted / "training" / "status.json").read_text())["config"]["steps"] == 6
+
+
+def test_evaluate_writes_what_it_prints(walk: Walk) -> None:
+    stored = json.loads((walk.sorted / "evaluation.json").read_text())
+    assert len(stored["rows"]) == MEMBERS
+    assert any(row["front"] for row in stored["rows"])
+    assert (walk.sorted / "evaluation.png").read_bytes().startswith(b"\x89PNG")
+    text = walk.said["evaluate"].stdout
+    assert "accuracy" in text
+    assert "*" in text
+    assert "sorted/evaluation.json" in text
+    assert "sorted/evaluation.png" in text
+
+
+def test_extract_writes_a_program_that_equals_its_subnetwork(walk: Walk) -> None:
+    model = sortify.load(walk.sorted)
+    subnet = model.space.at(0.5)
+    small = torch.export.load(str(walk.folder / "extracted.pt2")).module()
+    x = torch.randn(5, 1, 8, 8)
+    with torch.no_grad(), model.using(subnet):
+        expected = model(x)
+        assert difference(expected, small(x)) <= 1e-5
+        assert difference(expected, model.using(model.space.full) and small(x + 1)) > 1e-3
+    assert model.cost(subnet).flops <= 0.5 * model.cost(model.space.full).flops
+    text = walk.said["extract"].stdout
+    assert str(subnet) in text
+    assert "extracted.pt2" in text
+    assert "largest difference" in text
+    assert errors(walk.said["extract"]) == []
+
+
+def test_inspect_shows_axes_reasons_costs_and_levels(walk: Walk) -> None:
+    model, text = sortify.load(walk.sorted), walk.said["inspect"].stdout
+    assert all(name in text for name in [*model.axes, *model.chains])
+    assert "kernel size" in text
+    assert "trained: width 0.5, 1" in text
+    assert "smallest" in text
+
+
+def test_inspect_as_json(walk: Walk) -> None:
+    model = sortify.load(walk.sorted)
+    facts = json.loads(works(walk.folder, "inspect", "--json").stdout)
+    assert {axis["name"]: axis["size"] for axis in facts["axes"]} == {n: a.size for n, a in model.axes.items()}
+    assert facts["costs"]["full"] == dataclasses.asdict(model.cost(model.space.full))
+    assert facts["elastic"] >= 0.99
+    assert facts["trained"] == {"width": [0.5, 1.0], "depth": [0.5, 1.0]}
+    assert len(facts["frozen"]) == len(model.frozen)
+
+
+def test_verify_prints_every_check(walk: Walk) -> None:
+    text = walk.said["verify"].stdout
+    assert all(row.name in text for row in sortify.load(walk.sorted).verify().rows)
+    assert "FAILED" not in text
+    assert "checks passed" in text
+
+
+def test_verify_ends_with_1_when_a_check_fails(walk: Walk, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = proof.Report((proof.Check("identity (eval)", 0.5, 1e-5), proof.Check("permutation", 0.0, 1e-10)))
+    monkeypatch.setattr(proof, "prove", lambda *_: wrong)
+    result = call(walk.folder, "verify")
+    assert result.exit_code == 1
+    assert "FAILED" in result.stdout
+    assert errors(result) == ["error: sorted: the proof fails: identity (eval)"]
+
+
+def test_a_process_of_its_own(walk: Walk) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "sortify_cli", "verify"], cwd=walk.folder, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "sorted: all" in done.stdout
+
+
+# -- options ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_line_wins_over_the_settings(trained: Path) -> None:
+    works(trained, "train", "--dims", "depth", "--levels", "depth=0.5,1", "--steps", "1", "--sampler", "sandwich")
+    levels = sortify.load(trained / "sorted").space.trained
+    assert levels is not None
+    assert levels.to_json() == {"depth": [0.5, 1.0]}
+    config = json.loads((trained / "sorted" / "training" / "status.json").read_text())["config"]
+    assert (config["steps"], config["sampler"]) == (1, "sandwich")
+
+
+def test_a_grid_of_ones_own(trained: Path) -> None:
+    text = works(trained, "evaluate", "--grid", "width=0.5,0.75,depth=1").stdout
+    stored = json.loads((trained / "sorted" / "evaluation.json").read_text())
+    assert [row["subnet"]["fractions"] for row in stored["rows"]] == [
+        {"width": 0.5, "depth": 1.0},
+        {"width": 0.75, "depth": 1.0},
+    ]
+    assert "0.75" in text
+
+
+def test_extract_a_given_subnetwork_as_weights(trained: Path) -> None:
+    result = works(trained, "extract", "--width", "0.5", "-o", "small/net.safetensors")
+    model = sortify.load(trained / "sorted")
+    expected = model.extract(subnet=model.space.subnet(width=0.5)).state_dict()
+    found = load_file(trained / "small" / "net.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+    assert found["0.0.weight"].shape == (4, 1, 3, 3)
+    assert errors(result) == []
+
+
+def test_extract_tells_of_what_was_never_trained(trained: Path) -> None:
+    result = works(trained, "extract", "--width", "0.75", "--format", "safetensors")
+    assert len(errors(result)) == 1
+    assert "width=0.75 depth=1 is none of the sub-networks that were trained" in errors(result)[0]
+    assert (trained / "extracted.safetensors").is_file()
+
+
+def test_extract_measures_statistics_that_are_missing(trained: Path) -> None:
+    works(trained, "convert", "model.pt", "-o", "fresh")
+    works(trained, "extract", "fresh", "--width", "0.5", "-o", "measured.safetensors")
+    (trained / "sortify.toml").unlink()
+    result = works(trained, "extract", "fresh", "--width", "0.5", "-o", "plain.safetensors")
+    assert len(errors(result)) == 1
+    assert "batch-norm statistics are not those of width=0.5" in errors(result)[0]
+    measured, plain = load_file(trained / "measured.safetensors"), load_file(trained / "plain.safetensors")
+    assert torch.equal(plain["0.1.running_var"], torch.ones(4))
+    assert not torch.equal(measured["0.1.running_var"], plain["0.1.running_var"])
+
+
+def test_a_training_that_was_interrupted_goes_on(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("--dims", "width", "--save-steps", "1")
+    works(trained, "convert", "model.pt", "-o", "unbroken")
+    works(trained, "train", "unbroken", *words)
+    works(trained, "convert", "model.pt", "-o", "broken")
+    with stopped_after(3, monkeypatch):
+        result = call(trained, "train", "broken", *words)
+    assert (result.exit_code, errors(result)[-1]) == (130, "interrupted")
+    again = call(trained, "train", "broken", *words)
+    assert again.exit_code == 1
+    assert "--resume or --overwrite" in errors(again)[-1]
+    assert call(trained, "convert", "model.pt", "-o", "broken").exit_code == 2
+    works(trained, "train", "broken", *words, "--resume")
+    expected, found = (sortify.load(trained / name).state_dict() for name in ("unbroken", "broken"))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert "nothing to do" in works(trained, "train", "broken", *words, "--resume").stdout
+
+
+@contextlib.contextmanager
+def stopped_after(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Ctrl-C comes when this many steps are saved."""
+    keep = sortify.train._Run._keep  # type: ignore[attr-defined]
+
+    def keep_and_stop(run: Any, *arguments: Any) -> None:
+        keep(run, *arguments)
+        if run._update.step == step:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sortify.train._Run._keep", keep_and_stop)
+        yield
+
+
+def test_only_the_first_of_several_processes_prints(walk: Walk) -> None:
+    assert call(walk.folder, "inspect", env={"RANK": "1"}).stdout == ""
+    assert call(walk.folder, "inspect", env={"RANK": "0"}).stdout != ""
+
+
+def test_converting_anew_removes_what_belonged_to_the_old_model(trained: Path) -> None:
+    result = call(trained, "convert", "model.pt")
+    assert result.exit_code == 2
+    assert "--overwrite" in result.stderr
+    assert (trained / "sorted" / "evaluation.json").exists()
+    works(trained, "convert", "model.pt", "--overwrite")
+    assert sorted(path.name for path in (trained / "sorted").iterdir() if not path.suffix) == []
+    assert not (trained / "sorted" / "evaluation.json").exists()
+    assert sortify.load(trained / "sorted").space.trained is None
+
+
+# -- other sources and tasks ------------------------------------------------------------------------------------------
+
+
+def test_an_exported_program(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    example = (torch.randn(2, 1, 8, 8),)
+    program = torch.export.export(small_net().eval(), example, dynamic_shapes=({0: torch.export.Dim.AUTO},))
+    torch.export.save(program, str(tmp_path / "model.pt2"))
+    result = works(tmp_path, "convert", "model.pt2")
+    assert errors(result) == [
+        "warning: model.pt2 was exported in one mode: dropout and batch-norm act alike in training and in evaluation"
+    ]
+    x, model = torch.randn(3, 1, 8, 8), sortify.load(tmp_path / "sorted")
+    with torch.no_grad():
+        assert difference(small_net().eval()(x), model(x)) <= 1e-5
+    assert "0.0.weight" in model.state_dict()
+    works(tmp_path, "train", "--steps", "1")
+
+
+def test_a_factory_of_the_working_folder(tmp_path: Path) -> None:
+    lines = (
+        "from torch import nn",
+        "def net():",
+        "    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))",
+    )
+    (tmp_path / "ownfactory.py").write_text("\n".join(lines))
+    works(tmp_path, "convert", "ownfactory:net", "--input", "2x6", "--dir", "net")
+    assert [axis.size for axis in sortify.load(tmp_path / "net").axes.values()] == [8]
+
+
+def bert() -> transformers.PreTrainedModel:
+    """Text classification."""
+    return transformers.BertForSequenceClassification(
+        transformers.BertConfig(
+            vocab_size=256, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+        )
+    )
+
+
+def llama() -> transformers.PreTrainedModel:
+    """Language modelling with grouped key/value heads."""
+    config = transformers.LlamaConfig(
+        vocab_size=256,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    return transformers.LlamaForCausalLM(config)
+
+
+def texts(path: Path, labels: bool) -> None:
+    """Tokens, with a label each or without."""
+    chance = numpy.random.default_rng(0)
+    arrays = {f"x_{part}": chance.integers(1, 256, (16, 16)) for part in ("train", "test")}
+    if labels:
+        arrays |= {f"y_{part}": chance.integers(0, 2, 16) for part in ("train", "test")}
+    numpy.savez(path, **arrays)
+
+
+@pytest.mark.parametrize(
+    ("make", "labels", "told"),
+    [(bert, True, "classification on"), (llama, False, "language-modelling on")],
+    ids=["text classification", "language modelling"],
+)
+def test_models_of_text(make: Any, labels: bool, told: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    make().save_pretrained(tmp_path / "language")
+    texts(tmp_path / "data.npz", labels)
+    assert "heads" in works(tmp_path, "convert", "transformers/language").stdout
+    data = ("--data", "data.npz", "--batch-size", "8")
+    said = works(tmp_path, "train", *data, "--dims", "width,heads,depth", "--levels", "2", "--steps", "2").stdout
+    assert told in said
+    found = works(tmp_path, "evaluate", *data, "--grid", "width=1,heads=1,depth=2").stdout
+    assert ("accuracy" if labels else "token accuracy") in found
+    result = works(tmp_path, "extract", "--budget", "0.5")
+    assert errors(result) == []
+
+
+# -- sortify.toml -----------------------------------------------------------------------------------------------------
+
+
+def settings_of(text: str, folder: Path) -> dict[str, dict[str, Any]]:
+    """What a settings file gives the commands."""
+    (folder / "sortify.toml").write_text(text)
+    return settings.read_settings(
+        folder / "sortify.toml", settings.known_settings(typer.main.get_command(app).commands)
+    )
+
+
+def test_settings_reach_the_commands_that_have_them(tmp_path: Path) -> None:
+    found = settings_of(SETTINGS + '[extract]\nbudget = 1\ndata = "other.npz"\n', tmp_path)
+    assert found["convert"] == {"input": "2x1x8x8"}
+    assert found["train"]["data"] == "data.npz"
+    assert found["train"]["batch_size"] == 16
+    assert found["extract"] == {"budget": 1, "data": "other.npz"}
+    assert found["verify"] == {}
+
+
+def test_one_dir_serves_every_command(tmp_path: Path) -> None:
+    found = settings_of('dir = "nets"', tmp_path)
+    assert {name: values["dir"] for name, values in found.items()} == dict.fromkeys(COMMANDS, "nets")
+
+
+def test_a_folder_without_settings(tmp_path: Path) -> None:
+    assert settings.read_settings(tmp_path / "sortify.toml", {}) == {}
+
+
+# -- parts ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "levels"),
+    [
+        ("4", 4),
+        ("width=4,depth=2", {"width": 4, "depth": 2}),
+        ("width=0.25,0.5,1,depth=3", {"width": (0.25, 0.5, 1.0), "depth": 3}),
+        ("depth = 0.5, 1", {"depth": (0.5, 1.0)}),
+        ("width=0.5", {"width": (0.5,)}),
+    ],
+)
+def test_levels_are_counts_or_fractions(text: str, levels: Any) -> None:
+    assert parse_levels(text, "--levels") == levels
+
+
+@pytest.mark.parametrize("text", ["", "width", "width=", "=4", "width=a", "0.5,1", "width=1,width=2", "4,width=2"])
+def test_levels_that_are_neither_are_refused(text: str) -> None:
+    with pytest.raises(typer.BadParameter, match=r"levels|group"):
+        parse_levels(text, "--levels")
+
+
+@pytest.mark.parametrize(
+    ("text", "names"), [(None, None), ("width, depth", ("width", "depth")), ("none", ()), ("width", ("width",))]
+)
+def test_names_of_groups(text: str | None, names: Any) -> None:
+    assert parse_names(text) == names
+
+
+def test_train_has_the_defaults_of_its_configuration() -> None:
+    defaults = {name: p.default for name, p in inspect.signature(train.run).parameters.items()}
+    assert train._config(defaults) == sortify.TrainConfig()
+    assert train._config({**defaults, "lr": 1.0}) != sortify.TrainConfig()
+
+
+def test_text_for_people() -> None:
+    assert [amount(value) for value in (7, 999, 1234, 45_600_000)] == ["7", "999", "1.23k", "45.6M"]
+    assert [counted(1, "axis", "axes"), counted(2, "axis", "axes"), counted(2, "block")] == [
+        "1 axis",
+        "2 axes",
+        "2 blocks",
+    ]
+    assert reason("aten.conv2d.default in stem.0 (net.py:7): kernel size") == "aten.conv2d.default: kernel size"
+    assert reason("it is a dimension of the output") == "it is a dimension of the output"
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(3), torch.tensor([1.0, 2.1]), torch.tensor([1.0, float("nan")])])
+def test_a_difference_of_outputs_is_seen(wrong: torch.Tensor) -> None:
+    right = torch.tensor([1.0, 2.0])
+    assert difference({"logits": right}, (right.clone(),)) == 0
+    assert difference(right, wrong) > 1e-2
+    assert difference((), ()) == float("inf")
+
+
+def test_help_and_version_are_quick_because_torch_waits() -> None:
+    code = "import sys, sortify_cli.main; print([m for m in ('torch', 'sortify', 'numpy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    assert call(Path.cwd(), "--version").stdout.startswith("sortify ")
+    for words in ([], ["--help"]):
+        shown = call(Path.cwd(), *words).output
+        assert all(name in shown for name in COMMANDS)
+
+
+def foreign_names(source: str) -> list[str]:
+    """What a command takes from sortify beside its public names."""
+    used = {
+        node.attr
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "sortify"
+    }
+    return sorted(used - set(sortify.__all__))
+
+
+def test_commands_use_public_names_only() -> None:
+    files = sorted(CLI.glob("*.py"))
+    assert {path.stem for path in files} >= set(COMMANDS)
+    assert {path.name: foreign_names(path.read_text()) for path in files} == {path.name: [] for path in files}
+    assert foreign_names("sortify.load(x); sortify.capture.capture(x)") == ["capture"]
+
+
+# -- errors of our own ------------------------------------------------------------------------------------------------
+
+
+def test_an_unexpected_error_is_one_line_with_its_name(walk: Walk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: Path) -> None:
+        raise ZeroDivisionError("division\nby zero")
+
+    monkeypatch.setattr(sortify, "load", broken)
+    result = call(walk.folder, "inspect")
+    assert result.exit_code == 1
+    line = "error: unexpected ZeroDivisionError: division by zero; run again with --verbose to see where it comes from"
+    assert errors(result) == [line]
+    for words in (["inspect", "--verbose"], ["-v", "inspect"]):
+        shown = errors(call(walk.folder, *words))
+        assert shown[0].startswith("Traceback")
+        assert shown[-1] == line
+
+
+def test_ctrl_c_is_one_line(walk: Walk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sortify, "load", stop)
+    result = call(walk.folder, "verify")
+    assert (result.exit_code, errors(result)) == (130, ["interrupted"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["convert"],
+        ["extract"],
+        ["train", "--steps", "many"],
+        ["nonsense"],
+        ["inspect", "--nonsense"],
+        ["extract", "--budget", "0.5", "--width", "0.5"],
+        ["extract", "--budget", "0.5", "--format", "onnx"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_ends_with_2(words: list[str], tmp_path: Path) -> None:
+    result = call(tmp_path, *words)
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
+    assert os.listdir(tmp_path) == []
