@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from sortify.batches import preserved_chance
@@ -141,11 +142,13 @@ class Evaluation:
     def table(self) -> Table:
         """Return a table for the terminal, largest sub-network first; the front is marked with a star."""
         groups = list(dict.fromkeys(name for row in self.rows for name, _ in row.subnet.fractions))
-        table = Table(caption=f"{self.task} on {self.data}; * no cheaper sub-network scores as well")
-        for name in groups:
-            table.add_column(name, justify="right")
-        for name in ("params", "FLOPs", "% FLOPs", self.metric.replace("_", " "), "% of full", "loss", ""):
-            table.add_column(name, justify="right" if name else "left")
+        caption = f"{self.task} on {self.data}; * no cheaper sub-network scores as well"
+        table = Table(caption=caption, box=SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
+        score = self.metric.replace("_", " ")
+        for name in (*groups, "params", "FLOPs", "% FLOPs", score, "% of full", "loss", ""):
+            table.add_column(
+                name, justify="right" if name else "left", min_width=max(map(len, name.split()), default=0)
+            )
         for row in sorted(self.rows, key=lambda row: -row.flops):
             fractions = dict(row.subnet.fractions)
             table.add_row(*[_fraction(fractions.get(name)) for name in groups], *self._cells(row))

@@ -14,6 +14,9 @@ from sortify.errors import TrainingError
 from sortify.tasks import Inputs, Task
 from sortify.training_config import TrainConfig
 
+FUSED_DEVICES = ("cpu", "cuda")
+"""Devices on which torch updates all elements of a parameter in one pass."""
+
 
 class StepBatches:
     """The mini-batches of one optimiser step: one for all draws, or one for each."""
@@ -73,6 +76,8 @@ def make_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.O
     groups = [group for group in groups if group["params"]]
     if not groups:
         raise TrainingError("the model has no parameters to train")
+    fused = all(p.is_floating_point() and p.device.type in FUSED_DEVICES for p in parameters)
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
-    return torch.optim.AdamW(groups, lr=config.lr)
+        nesterov = config.momentum > 0
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=fused)
+    return torch.optim.AdamW(groups, lr=config.lr, fused=fused)

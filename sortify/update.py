@@ -116,7 +116,7 @@ def average_gradients(parameters: Iterable[Tensor], accelerator: Accelerator) ->
         flat = accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), reduction="mean")
         parts = flat.split([gradient.numel() for gradient in gradients])
         for parameter, part in zip(bucket, parts, strict=True):
-            parameter.grad = part.view_as(parameter).clone()
+            parameter.grad = torch.empty_like(parameter).copy_(part.view(parameter.shape))  # in the parameter's layout
 
 
 def _buckets(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
