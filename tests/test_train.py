@@ -291,10 +291,11 @@ def weights_of(model: torch.nn.Module) -> dict[str, Tensor]:
 
 @pytest.mark.slow
 def test_a_killed_training_resumes_to_the_same_weights(tmp_path: Path) -> None:
-    make_trainer("mlp", tmp_path / "whole", steps=150, save_steps=2).run()
+    settings: dict[str, Any] = {"sampler": "random", "steps": 150, "save_steps": 2}
+    make_trainer("mlp", tmp_path / "whole", **settings).run()
     cut = tmp_path / "mlp"
     make_model("mlp", seed=1).save(cut)
-    command = [sys.executable, str(SCRIPT), str(tmp_path), "mlp:sandwich", "--steps", "150", "--save", "2"]
+    command = [sys.executable, str(SCRIPT), str(tmp_path), "mlp:random", "--steps", "150", "--save", "2"]
     state = cut / "training" / "state.pt"
     kills = 0
     for saves, resume in ((4, []), (9, ["--resume"])):
@@ -306,7 +307,7 @@ def test_a_killed_training_resumes_to_the_same_weights(tmp_path: Path) -> None:
         kills += process.wait() == -signal.SIGKILL
     assert kills == 2
     assert state.exists()
-    result = make_trainer("mlp", cut, steps=150, save_steps=2).run(resume=True)
+    result = make_trainer("mlp", cut, **settings).run(resume=True)
     assert 0 < len(result.losses) < 150
     assert same(weights(tmp_path / "whole"), weights(cut))
     assert StateFolder(tmp_path / "whole").history() == StateFolder(cut).history()
