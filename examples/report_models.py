@@ -107,12 +107,17 @@ class Proof:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds and peak memory (MiB, whole process) of `sortify(model)` and of the two captures alone."""
+    """Seconds and peak memory (MiB, whole process) of `sortify(model)` and of the two captures alone.
+
+    The processor's seconds, over all threads, tell apart what a busy machine adds to the clock's.
+    """
 
     model: str
     captures_seconds: float
-    sortify_seconds: float
+    captures_cpu: float
     captures_peak: float
+    sortify_seconds: float
+    sortify_cpu: float
     sortify_peak: float
 
     @property
@@ -194,11 +199,11 @@ def measure(name: str, what: str) -> dict[str, float]:
     work(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), (torch.randn(2, 4),))  # what torch loads late
     module, inputs = CASES[name].build(), CASES[name].inputs()
     gc.collect()
-    start = time.perf_counter()
+    start, start_cpu = time.perf_counter(), time.process_time()
     held = work(module, inputs)
-    seconds = time.perf_counter() - start
+    found = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - start_cpu}
     del held
-    return {"seconds": seconds, "peak": peak()}
+    return found | {"peak": peak()}
 
 
 def timed(name: str) -> Timing:
@@ -208,13 +213,7 @@ def timed(name: str) -> Timing:
         command = [sys.executable, __file__, "--measure", name, what]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         found[what] = json.loads(done.stdout.splitlines()[-1])
-    return Timing(
-        model=name,
-        captures_seconds=found["captures"]["seconds"],
-        sortify_seconds=found["sortify"]["seconds"],
-        captures_peak=found["captures"]["peak"],
-        sortify_peak=found["sortify"]["peak"],
-    )
+    return Timing(model=name, **{f"{what}_{key}": value for what, part in found.items() for key, value in part.items()})
 
 
 PROOF_HEAD = (
@@ -230,7 +229,7 @@ PROOF_HEAD = (
     "half extraction",
     "limits",
 )
-TIMING_HEAD = ("model", "captures", "sortify", "times", "captures peak", "sortify peak", "times", "limits")
+TIMING_HEAD = ("model", "captures (cpu)", "sortify (cpu)", "times", "captures peak", "sortify peak", "times", "limits")
 
 
 def proof_row(proof: Proof) -> list[str]:
@@ -258,8 +257,8 @@ def timing_row(timing: Timing) -> list[str]:
     seconds, memory = timing.times
     return [
         timing.model,
-        f"{timing.captures_seconds:.1f} s",
-        f"{timing.sortify_seconds:.1f} s",
+        f"{timing.captures_seconds:.1f} s ({timing.captures_cpu:.1f})",
+        f"{timing.sortify_seconds:.1f} s ({timing.sortify_cpu:.1f})",
         f"{seconds:.2f}x",
         f"{timing.captures_peak:,.0f} MiB",
         f"{timing.sortify_peak:,.0f} MiB",
@@ -272,7 +271,7 @@ def show(console: Console, title: str, head: Sequence[str], rows: Iterable[Seque
     """A table on the screen."""
     table = Table(title=title)
     for place, name in enumerate(head):
-        table.add_column(name, justify="left" if place == 0 else "right")
+        table.add_column(name, justify="left" if place == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
     console.print(table)
@@ -318,7 +317,7 @@ def main() -> int:
     if given.measure:
         print(json.dumps(measure(*given.measure)))
         return 0
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 180)
     proofs, timings = [], []
     for name in (name for name in given.only if name in {case.name for case in LIBRARY}):
         console.print(f"converting {name}", style="dim")
