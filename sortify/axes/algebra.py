@@ -96,15 +96,26 @@ def resolve(expr: Expr) -> Expr:
         case Atom(link=None):
             return expr
         case Atom():
-            assert expr.link is not None
-            expr.link = resolve(expr.link)
-            return expr.link
+            return _follow(expr)
         case ProductExpr(factors):
             parts = [resolve(f) for f in factors]
             return expr if all(map(_same_kind, parts, factors)) else product(parts)
         case ConcatExpr(segments):
             parts = [resolve(s) for s in segments]
             return expr if all(map(_same_kind, parts, segments)) else concat(parts)
+
+
+def _follow(atom: Atom) -> Expr:
+    """What a bound atom stands for; every atom on the way then points there directly."""
+    path, end = [atom], atom.link
+    while isinstance(end, Atom) and end.link is not None:
+        path.append(end)
+        end = end.link
+    assert end is not None
+    end = resolve(end)
+    for passed in path:
+        passed.link = end
+    return end
 
 
 def _same_kind(new: Expr, old: Expr) -> bool:
@@ -200,7 +211,8 @@ def _fixed_together(parts: Sequence[Expr], join: Callable[[tuple[Expr, ...]], Ex
     """The parts, with fixed neighbours joined into one."""
     found: list[Expr] = []
     for fixed, run in groupby(parts, is_fixed):
-        found += [join(tuple(run))] if fixed else run
+        members = tuple(run)
+        found += [join(members)] if fixed else members
     return found
 
 
