@@ -7,6 +7,7 @@ whose batch-norms use, and hand out, the statistics of the batch; the mean over 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -65,6 +66,7 @@ def statistics_of(blueprint: Blueprint) -> list[str]:
     return list(found)
 
 
+@lru_cache(maxsize=4)
 def _measuring_runner(blueprint: Blueprint) -> Runner:
     """The eval graph whose batch-norms normalise by the batch and write its statistics out whole."""
     program = blueprint.programs["eval"]

@@ -60,12 +60,12 @@ def capture(module: nn.Module, example_inputs: tuple[Any, ...] | Mapping[str, An
     Raises:
         CaptureError: the model cannot be captured with these inputs.
     """
-    args, kwargs = _ordered(module, example_inputs)
+    args, kwargs, notes = _ordered(module, example_inputs)
     args, kwargs = _two_samples(args), _two_samples(kwargs)
     signature = Signature.of(module.forward, args, kwargs)
     leaves = [leaf for leaf in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
     names = _names(module)
-    programs, notes, specs = {}, list[str](), list[LeafSpec]()
+    programs, specs = {}, list[LeafSpec]()
     constants: dict[str, torch.Tensor] = {}
     for mode in ("train", "eval"):
         exported, missed = _export(module, args, kwargs, training=mode == "train")
@@ -77,7 +77,11 @@ def capture(module: nn.Module, example_inputs: tuple[Any, ...] | Mapping[str, An
     return Captured(programs, tensors, infos, aliases, signature.with_specs(specs), tuple(leaves), tuple(notes))
 
 
-def _ordered(module: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+CACHE = "use_cache"  # the argument by which transformers models hand out their key-value cache
+
+
+def _ordered(module: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any], list[str]]:
+    """The example call as positional and named arguments, and what was added to it."""
     if isinstance(inputs, torch.Tensor):
         inputs = (inputs,)
     if not isinstance(inputs, (tuple, list, Mapping)):
@@ -85,11 +89,15 @@ def _ordered(module: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str,
             f"example_inputs: expected a tuple of positional inputs or a dict of keyword inputs, "
             f"got {type(inputs).__name__}"
         )
-    if not isinstance(inputs, Mapping):
-        return tuple(inputs), {}
     order = list(inspect.signature(module.forward).parameters)
-    place = {name: order.index(name) if name in order else len(order) for name in inputs}
-    return (), dict(sorted(inputs.items(), key=lambda item: place[item[0]]))
+    args = () if isinstance(inputs, Mapping) else tuple(inputs)
+    kwargs = dict(inputs) if isinstance(inputs, Mapping) else {}
+    notes = []
+    if CACHE in order[len(args) :] and CACHE not in kwargs:
+        kwargs[CACHE] = False
+        notes.append(f"{CACHE}=False was chosen: a cache in the output cannot be captured")
+    place = {name: order.index(name) if name in order else len(order) for name in kwargs}
+    return args, dict(sorted(kwargs.items(), key=lambda item: place[item[0]])), notes
 
 
 def _two_samples(value: Any) -> Any:

@@ -79,25 +79,28 @@ def _apply(node: fx.Node, known: Mapping[fx.Node, Result], literals: list[Litera
     if not tensors and not any(isinstance(known.get(n), tuple) for n in node.all_input_nodes):
         return None
     call = Call(node, place_of(node), _arguments(node), known)
-    result = _by_rule(call, rules)
-    if result is not None and _fits(result, tensors):
+    result, why = _by_rule(call, rules, tensors)
+    if not why:
         literals += call.literals
         return result
     for dims in call.tensors():
-        call.fix(dims, "the result of its rule does not fit" if result is not None else "this op has no rule")
-    fixed = [tuple(call.fixed(size, "this op has no rule") for size in sizes_of(v)) for v in tensors]
+        call.fix(dims, why)
+    fixed = [tuple(call.fixed(size, why) for size in sizes_of(v)) for v in tensors]
     return fixed if isinstance(value, (list, tuple)) else fixed[0] if fixed else None
 
 
-def _by_rule(call: Call, rules: Mapping[str, Any]) -> Result:
-    """What the rule returns; None where there is no rule for this op or for this use of it."""
+def _by_rule(call: Call, rules: Mapping[str, Any], tensors: list[torch.Tensor]) -> tuple[Result, str]:
+    """What the rule returns, and an empty reason; or why there is no result to rely on."""
     rule = rules.get(str(call.node.target))
     if rule is None:
-        return None
+        return None, "this op has no rule"
     try:
-        return rule(call)
+        result = rule(call)
     except NotImplementedError:
-        return None
+        return None, "this op has no rule for such arguments"
+    except Exception as error:  # a use that the rule does not foresee: what it ties stays tied, the rest is fixed
+        return None, f"its rule does not apply ({type(error).__name__}: {error})"
+    return result, "" if _fits(result, tensors) else "the result of its rule does not fit"
 
 
 def _fits(result: Result, tensors: list[torch.Tensor]) -> bool:
