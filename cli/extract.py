@@ -48,7 +48,10 @@ def run(
     heads: Annotated[Fraction, typer.Option("--heads", help="This share of the heads.")] = None,
     depth: Annotated[Fraction, typer.Option("--depth", help="This share of the blocks.")] = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="OUT", help="The file; ./extracted.pt2 by default.")
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="OUT", help="The file; else ./extracted.pt2 or ./extracted.safetensors."
+        ),
     ] = None,
     format: Annotated[str, typer.Option("--format", help="pt2, safetensors, or auto: as OUT ends, else pt2.")] = "auto",
     data: DataText = None,
@@ -90,9 +93,11 @@ def _target(output: Path | None, format: str) -> tuple[Path, str]:
     """The file and its format."""
     if format not in ("auto", *FORMATS):
         raise typer.BadParameter(f"'{format}'; expected auto, {' or '.join(FORMATS)}", param_hint="--format")
-    ending = output.suffix.removeprefix(".") if output is not None else ""
+    if output is None or output.is_dir():
+        output = (output or Path()) / "extracted"
+    ending = output.suffix.removeprefix(".")
     form = format if format != "auto" else ending if ending in FORMATS else "pt2"
-    return output or Path(f"extracted.{form}"), form
+    return output if ending else output.with_suffix(f".{form}"), form
 
 
 def _lacks_statistics(model: sortify.SortedModel, subnet: sortify.Subnet) -> bool:

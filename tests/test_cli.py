@@ -8,6 +8,8 @@ import dataclasses
 import inspect
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -27,7 +29,7 @@ from typer.testing import Result
 import sortify
 from sortify import proof
 from sortify_cli import settings, train
-from sortify_cli.extract import difference
+from sortify_cli.extract import _target, difference
 from sortify_cli.main import app
 from sortify_cli.options import parse_levels, parse_names
 from sortify_cli.show import amount, counted, reason
@@ -194,6 +196,22 @@ def test_extract_a_given_subnetwork_as_weights(trained: Path) -> None:
     assert all(torch.equal(found[name], expected[name]) for name in found)
     assert found["0.0.weight"].shape == (4, 1, 3, 3)
     assert errors(result) == []
+
+
+@pytest.mark.parametrize(
+    ("output", "format", "expected"),
+    [
+        (None, "auto", ("extracted.pt2", "pt2")),
+        (None, "safetensors", ("extracted.safetensors", "safetensors")),
+        ("small", "auto", ("small.pt2", "pt2")),
+        ("small.safetensors", "auto", ("small.safetensors", "safetensors")),
+        ("small.bin", "safetensors", ("small.bin", "safetensors")),
+        (".", "auto", ("extracted.pt2", "pt2")),
+    ],
+)
+def test_the_name_of_what_is_extracted(output: str | None, format: str, expected: tuple[str, str]) -> None:
+    path, form = _target(None if output is None else Path(output), format)
+    assert (str(path), form) == expected
 
 
 def test_extract_tells_of_what_was_never_trained(trained: Path) -> None:
@@ -436,6 +454,33 @@ def test_help_and_version_are_quick_because_torch_waits() -> None:
     for words in ([], ["--help"]):
         shown = call(Path.cwd(), *words).output
         assert all(name in shown for name in COMMANDS)
+
+
+def typed(page: str) -> list[list[str]]:
+    """The words of every `sortify ...` in the shell examples of a page."""
+    blocks = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+    lines = [line.partition("#")[0] for block in blocks for line in block.splitlines()]
+    calls = [re.split(r"-m sortify_cli |^sortify ", line)[-1] for line in lines if "sortify" in line]
+    return [shlex.split(call.partition(">")[0]) for call in calls]
+
+
+def parses(words: list[str]) -> bool:
+    """Whether the command line takes these words."""
+    commands = typer.main.get_command(app).commands
+    try:
+        commands[words[0]].make_context(words[0], words[1:])
+    except (KeyError, typer.BadParameter.__bases__[0]):
+        return False
+    return True
+
+
+def test_the_examples_of_the_reference_parse() -> None:
+    lines = typed((CLI.parent / "docs" / "commands.md").read_text())
+    assert {line[0] for line in lines} == set(COMMANDS)
+    assert [line for line in lines if not parses(line)] == []
+    assert [parses(line) for line in (["nonsense"], ["inspect", "--nonsense"], ["train", "--steps", "x"])] == [
+        False
+    ] * 3
 
 
 def foreign_names(source: str) -> list[str]:
