@@ -18,13 +18,11 @@ from sortify.blueprint import Blueprint
 from sortify.errors import DataError, InputError
 from sortify.extract import cut_tensors
 from sortify.lifting import Program
-from sortify.network import Runner
+from sortify.network import STATISTICS, Runner, running_statistics
 from sortify.rewrite import rewrite
 
 if TYPE_CHECKING:
     from sortify.model import SortedModel
-
-STATISTICS = ("running_mean", "running_var")
 
 
 class Overlay(Mapping[str, torch.Tensor]):
@@ -52,18 +50,7 @@ def _normalises_batches(node: fx.Node) -> bool:
 
 def statistics_of(blueprint: Blueprint) -> list[str]:
     """The names of the running statistics that the eval graph uses."""
-    program = blueprint.programs["eval"]
-    holes = [node for node in program.graph.nodes if node.op == "placeholder"][2:]
-    names = dict(zip(holes, program.tensors, strict=False))
-    found: dict[str, None] = {}
-    for node in program.graph.nodes:
-        if node.op == "call_function" and _normalises_batches(node):
-            for argument in STATISTICS:
-                place = position_of(node, argument)
-                value = node.args[place] if isinstance(place, int) else node.kwargs[place]
-                if isinstance(value, fx.Node) and value in names:
-                    found[names[value]] = None
-    return list(found)
+    return running_statistics(blueprint.programs["eval"])
 
 
 @lru_cache(maxsize=4)

@@ -10,10 +10,12 @@ import torch
 from torch import fx, nn
 
 from sortify.capture import TensorInfo
+from sortify.lifting import Program
 from sortify.signature import Signature
 from sortify.structure import Structure
 
 STORE = "weights"
+STATISTICS = ("running_mean", "running_var")
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +35,29 @@ class Runner:
         reference = reference if reference is not None else next(iter([*values, *inputs]))
         flat = self.module(*leading, reference.device, reference.dtype, *values, *inputs)
         return self.outputs.build(flat)
+
+
+def used_tensors(program: Program) -> dict[fx.Node, str]:
+    """The placeholders of tensors that something uses, and the tensors' names."""
+    holes = [node for node in program.graph.nodes if node.op == "placeholder"][2:]
+    return {node: name for node, name in zip(holes, program.tensors, strict=False) if node.users}
+
+
+def argument(node: fx.Node, name: str) -> Any:
+    """An argument of an op call by the name in its schema; None where it is left out or the op has none such."""
+    schema = getattr(node.target, "_schema", None)
+    names = [each.name for each in schema.arguments] if schema is not None else []
+    if name not in names:
+        return None
+    place = names.index(name)
+    return node.args[place] if place < len(node.args) else node.kwargs.get(name)
+
+
+def running_statistics(program: Program) -> list[str]:
+    """The names of the running means and variances that normalisations use."""
+    names = used_tensors(program)
+    values = [argument(node, name) for node in program.graph.nodes for name in STATISTICS]
+    return list(dict.fromkeys(names[value] for value in values if isinstance(value, fx.Node) and value in names))
 
 
 class TensorStore(Mapping[str, torch.Tensor]):
