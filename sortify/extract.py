@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import fx, nn
 
 from sortify.blueprint import Blueprint
+from sortify.capture import mode_of
 from sortify.dims import Dim, active, full, positions
 from sortify.errors import SortifyError
 from sortify.files import replacing
@@ -64,7 +66,8 @@ def extract(
     before = {name for program in blueprint.programs.values() for name in program.tensors}
     after = {name for program in programs.values() for name in program.tensors}
     kept = {name: tensor for name, tensor in tensors.items() if name in after or name not in before}
-    return ExtractedModel(blueprint, programs, {**cut_tensors(blueprint.plan, kept, subnet), **(statistics or {})})
+    own = {name: tensor for name, tensor in (statistics or {}).items() if name in kept}
+    return ExtractedModel(blueprint, programs, {**cut_tensors(blueprint.plan, kept, subnet), **own})
 
 
 def cut_tensors(plan: Plan, tensors: Mapping[str, torch.Tensor], subnet: Subnet) -> dict[str, torch.Tensor]:
@@ -96,7 +99,21 @@ def shrink(program: Program, plan: Plan, mode: str, subnet: Subnet) -> Program:
     # From the last to the first: the entry of one may be the exit of another, in this chain or in the one before.
     for region in sorted(left_out, key=lambda region: order[region.exit], reverse=True):
         by_name[region.exit].replace_all_uses_with(by_name[region.entry])
+    graph.eliminate_dead_code()
+    _without_counters(graph, {_module(by_name[name]) for region in left_out for name in region.nodes})
     return _without_unused(graph, program)
+
+
+def _module(node: fx.Node) -> str:
+    return str(node.meta.get("sortify_module", ""))
+
+
+def _without_counters(graph: fx.Graph, left_out: set[str]) -> None:
+    """Drop what modules that are gone would still write, such as the number of batches that a norm has seen."""
+    alive = {_module(node) for node in graph.nodes if node.users and node.op == "call_function"}
+    for node in reversed(graph.nodes):
+        if node.op == "call_function" and not node.users and _module(node) in left_out - alive:
+            graph.erase_node(node)
 
 
 def _constant(graph: fx.Graph, old: Any, dim: Dim, sizes: Mapping[str, int]) -> Any:
@@ -142,7 +159,7 @@ def write(model: ExtractedModel, examples: Sequence[torch.Tensor], target: str |
             else:
                 torch.export.save(export(model, examples), draft.with_suffix(".pt2"))
                 draft.with_suffix(".pt2").rename(draft)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise SortifyError(f"{target}: cannot be written ({error}); earlier files are untouched") from error
 
 
@@ -168,4 +185,5 @@ def export(model: ExtractedModel, examples: Sequence[torch.Tensor]) -> torch.exp
 
     shapes = torch.utils._pytree.tree_map(dynamic, (args, kwargs))
     spec = {"args": tuple(shapes[0]), "kwargs": shapes[1]}
-    return torch.export.export(model.eval(), tuple(args), kwargs, dynamic_shapes=spec, strict=False)
+    with mode_of(model, training=False):
+        return torch.export.export(model, tuple(args), kwargs, dynamic_shapes=spec, strict=False)
