@@ -21,7 +21,7 @@ from sortify.blueprint import Blueprint
 from sortify.capture import mode_of
 from sortify.extract import extract, pick
 from sortify.lifting import Program
-from sortify.network import Runner
+from sortify.network import Runner, argument, running_statistics, used_tensors
 from sortify.space import Subnet
 
 Tensors = Mapping[str, torch.Tensor]
@@ -63,7 +63,8 @@ def prove(
         original: the module that it was made from; without it, identity is checked against the captured graph,
             and the full network against its extraction too.
     """
-    noisy = perturbed(tensors)
+    examples = examples if original is not None else _moved(examples, tensors)
+    noisy = perturbed(tensors, statistics_of(blueprint))
     few = _few(blueprint, examples)
     rows = [
         identity(blueprint, noisy, examples, "train", original),
@@ -79,7 +80,7 @@ def prove(
 
 def modes_to_permute(blueprint: Blueprint) -> tuple[str, ...]:
     """The eval graph; the train graph too where it has weights of its own (auxiliary heads) and draws no noise."""
-    train, evaluated = (set(blueprint.programs[mode].tensors) for mode in ("train", "eval"))
+    train, evaluated = (set(used_tensors(blueprint.programs[mode]).values()) for mode in ("train", "eval"))
     own = any(blueprint.infos[name].kind == "parameter" for name in train - evaluated)
     return ("eval", "train") if own and not draws(_quiet(blueprint.programs["train"]).graph) else ("eval",)
 
@@ -120,18 +121,25 @@ def middle(blueprint: Blueprint) -> Subnet:
     return blueprint.space.subnet(**dict.fromkeys(blueprint.space.groups, 0.5))
 
 
-def perturbed(tensors: Tensors, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Tensors that differ a little from the given ones: factors near one, and for trained ones a shift too."""
+def statistics_of(blueprint: Blueprint) -> list[str]:
+    """The running statistics that either graph uses."""
+    return [name for program in blueprint.programs.values() for name in running_statistics(program)]
+
+
+def perturbed(tensors: Tensors, statistics: Sequence[str] = (), seed: int = 0) -> dict[str, torch.Tensor]:
+    """Copies of tensors in which parameters and running statistics differ a little from the given ones.
+
+    Other buffers stay: what a mask or a table of positions means may hang on its exact numbers.
+    """
     generator = torch.Generator().manual_seed(seed)
     result = {}
     for name, tensor in tensors.items():
-        value = tensor.detach()
-        if value.is_floating_point():
+        value = tensor.detach().clone()
+        if value.is_floating_point() and (name in statistics or isinstance(tensor, nn.Parameter)):
             noise = torch.rand(value.shape, generator=generator, dtype=torch.float32).to(value.device)
-            value = value * (1 + 0.1 * noise).to(value.dtype)
-            if isinstance(tensor, nn.Parameter) or tensor.requires_grad:
-                value = value + (0.05 * (noise - 0.5)).to(value.dtype)
-        result[name] = value.clone() if value is tensor or not value.is_floating_point() else value
+            shift = 0.05 * noise if name in statistics else 0.05 * (noise - 0.5)  # a variance stays above zero
+            value = value * (1 + 0.1 * noise).to(value.dtype) + shift.to(value.dtype)
+        result[name] = value
     return result
 
 
@@ -191,7 +199,7 @@ def permutation_error(
 
 def failing_axes(blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.Tensor]) -> list[str]:
     """The axes whose permutation changes the outputs, found by bisection; [] when all may be shuffled."""
-    noisy = perturbed(tensors)
+    noisy = perturbed(tensors, statistics_of(blueprint))
     tolerance = SINGLE if _casts_to_single(blueprint) else DOUBLE
 
     def search(names: list[str], error: Callable[[Iterable[str]], float]) -> list[str]:
@@ -212,6 +220,7 @@ def slice_is_extraction(
 ) -> Check:
     """A sub-network in place against its extraction, in eval mode."""
     runner = blueprint.sorted_runners["eval"]
+    tensors, examples = _wide(tensors), list(_wide(dict(enumerate(examples))).values())
     name = f"slice = extraction ({'full' if subnet == blueprint.space.full else 'half'})"
     args, kwargs = blueprint.signature.call(examples)
     try:
@@ -226,13 +235,18 @@ def slice_is_extraction(
 def difference(expected: Any, found: Any) -> float:
     """The largest difference over all tensors of two nested values, relative to the expected scale.
 
-    Infinite when structures, shapes, dtype kinds or NaN patterns differ, or when nothing was compared.
+    Infinite when structures, shapes, dtype kinds or NaN patterns differ, or when no finite number was compared.
     """
     left, left_spec = torch.utils._pytree.tree_flatten(expected)
     right, right_spec = torch.utils._pytree.tree_flatten(found)
-    if len(left) != len(right) or left_spec.num_leaves != right_spec.num_leaves:
+    if left_spec != right_spec or not any(_says_something(leaf) for leaf in left):
         return float("inf")
-    return max((_leaf_difference(a, b) for a, b in zip(left, right, strict=True)), default=float("inf"))
+    return max(_leaf_difference(a, b) for a, b in zip(left, right, strict=True))
+
+
+def _says_something(leaf: Any) -> bool:
+    """Whether a tensor holds a finite number, or none at all because it is empty."""
+    return isinstance(leaf, torch.Tensor) and (leaf.numel() == 0 or bool(leaf.isfinite().any()))
 
 
 def _leaf_difference(a: Any, b: Any) -> float:
@@ -270,10 +284,25 @@ def _shuffle(size: int, generator: torch.Generator) -> list[int]:
 
 
 def _few(blueprint: Blueprint, examples: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """One sample where every input has a batch of any size: float64 is slow."""
+    """One sample where every input has a batch of any size and none needs the others: float64 is slow."""
     specs = blueprint.signature.specs
     batched = all(spec.shape and spec.shape[0] is None for spec in specs) and bool(specs)
-    return [t[:1] for t in examples] if batched else list(examples)
+    together = any(argument(node, "training") is True for node in blueprint.programs["eval"].graph.nodes)
+    return [t[:1] for t in examples] if batched and not together else list(examples)
+
+
+def _moved(examples: Sequence[torch.Tensor], tensors: Tensors) -> list[torch.Tensor]:
+    """The example inputs on the device and in the dtype that the model has by now."""
+    like = next((t for t in tensors.values() if t.is_floating_point()), None)
+    if like is None:
+        return list(examples)
+    return [t.to(like.device, like.dtype if t.is_floating_point() else None) for t in examples]
+
+
+def _wide(tensors: Mapping[Any, torch.Tensor]) -> dict[Any, torch.Tensor]:
+    """Half precision rounds a sum by its order: what is compared by tolerance runs in float32."""
+    half = (torch.float16, torch.bfloat16)
+    return {name: t.float() if t.dtype in half else t for name, t in tensors.items()}
 
 
 def _clones(tensors: Tensors, blueprint: Blueprint) -> dict[str, torch.Tensor]:
@@ -299,8 +328,13 @@ def _casts_to_single(blueprint: Blueprint) -> bool:
 
 
 def axes_that_do_not_slice(blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.Tensor]) -> list[str]:
-    """The axes that cannot be cut on their own: the sub-network does not run, or does not equal its extraction."""
-    noisy = perturbed(tensors)
+    """The axes that cannot be cut on their own: the sub-network does not run, or does not equal its extraction.
+
+    Where the full network does not equal its extraction either, no axis is to blame: [].
+    """
+    noisy = perturbed(tensors, statistics_of(blueprint))
+    if not slice_is_extraction(blueprint, noisy, examples, blueprint.space.full).passed:
+        return []
     found = []
     for axis in blueprint.plan.axes:
         subnet = blueprint.space.subnet(**{axis.name: 0.5})
