@@ -149,6 +149,7 @@ def read(path: str | Path) -> Contents:
         raise CheckpointError(f"{path}: damaged checkpoint ({type(error).__name__}: {error})") from error
     tensors = _tensors(path / WEIGHTS)
     _check(path, blueprint, tensors)
+    tensors = {name: tensors[name] for name in blueprint.infos}  # in the original order
     examples = _tensors(path / EXAMPLE)
     measured = _tensors(path / STATISTICS) if members else {}
     statistics = {

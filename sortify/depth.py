@@ -77,6 +77,12 @@ class _Flow:
         self.order = {node: place for place, node in enumerate(self.nodes)}
         holes = [node for node in self.nodes if node.op == "placeholder"]
         self.weights = dict(zip(holes[2:], program.tensors, strict=False))
+        self.made_of_weights: set[fx.Node] = set(self.weights)
+        for node in self.nodes:
+            if node.op == "call_function" and any(s in self.made_of_weights for s in node.all_input_nodes):
+                computed = [s for s in node.all_input_nodes if isinstance(self.known.get(s), tuple)]
+                if all(s in self.made_of_weights for s in computed):
+                    self.made_of_weights.add(node)
         self.graph: nx.DiGraph[fx.Node | str] = nx.DiGraph()
         for node in self.nodes:
             if node.op != "output":
@@ -95,6 +101,14 @@ class _Flow:
             if node in reached and any(user in needed for user in node.users):
                 needed.add(node)
         return sorted((needed & reached) - {entry}, key=self.order.__getitem__)
+
+    def owned(self, entry: fx.Node, exit: fx.Node) -> list[fx.Node]:
+        """The nodes between, and those that feed them and nothing else (a gate, keys of an encoder's output)."""
+        inside = set(self.between(entry, exit))
+        for node in reversed(self.nodes[: self.order[exit]]):
+            if node.op == "call_function" and node.users and node is not entry and inside.issuperset(node.users):
+                inside.add(node)
+        return sorted(inside, key=self.order.__getitem__)
 
     def closed(self, entry: fx.Node, exit: fx.Node) -> bool:
         """Whether nothing strictly inside is used outside."""
@@ -154,7 +168,9 @@ def _residuals(flow: _Flow) -> list[_Residual]:
 
 
 def _contracts(flow: _Flow, nodes: Iterable[fx.Node]) -> bool:
-    return any(str(n.target) in CONTRACTIONS and any(s in flow.weights for s in n.all_input_nodes) for n in nodes)
+    return any(
+        str(n.target) in CONTRACTIONS and any(s in flow.made_of_weights for s in n.all_input_nodes) for n in nodes
+    )
 
 
 def _passes_through(flow: _Flow, entry: fx.Node, exit: fx.Node) -> bool:
@@ -273,11 +289,11 @@ def _trim(blocks: list[list[_Residual]], flow: _Flow) -> list[list[_Residual]]:
 
 def _region(flow: _Flow, residuals: Sequence[_Residual]) -> Region:
     entry, exit = residuals[0].entry, residuals[-1].exit
-    return Region(entry.name, exit.name, tuple(node.name for node in flow.between(entry, exit)))
+    return Region(entry.name, exit.name, tuple(node.name for node in flow.owned(entry, exit)))
 
 
 def _tensors_of(flow: _Flow, residuals: Sequence[_Residual]) -> frozenset[str]:
-    return flow.tensors(flow.between(residuals[0].entry, residuals[-1].exit))
+    return flow.tensors(flow.owned(residuals[0].entry, residuals[-1].exit))
 
 
 def _block(

@@ -96,11 +96,14 @@ def shrink(program: Program, plan: Plan, mode: str, subnet: Subnet) -> Program:
         set_size(by_name[literal.node], literal, lambda old, dim: _constant(graph, old, dim, sizes))
     depths, order = dict(subnet.depths), {node.name: place for place, node in enumerate(program.graph.nodes)}
     left_out = [block.regions[mode] for chain in plan.chains for block in chain.blocks[depths[chain.name] :]]
+    gone = {_module(by_name[name]) for region in left_out for name in region.nodes}
     # From the last to the first: the entry of one may be the exit of another, in this chain or in the one before.
     for region in sorted(left_out, key=lambda region: order[region.exit], reverse=True):
         by_name[region.exit].replace_all_uses_with(by_name[region.entry])
+        for name in reversed(region.nodes):
+            graph.erase_node(by_name[name])
     graph.eliminate_dead_code()
-    _without_counters(graph, {_module(by_name[name]) for region in left_out for name in region.nodes})
+    _without_counters(graph, gone)
     return _without_unused(graph, program)
 
 
@@ -152,14 +155,15 @@ def write(model: ExtractedModel, examples: Sequence[torch.Tensor], target: str |
     """
     if form not in FORMATS:
         raise SortifyError(f"format {form!r}: expected one of {', '.join(FORMATS)}")
+    program = export(model, examples) if form == "pt2" else None
     try:
         with replacing(target) as draft:
-            if form == "safetensors":
+            if program is None:
                 save_file({k: v.contiguous() for k, v in _untied(model.state_dict()).items()}, draft)
             else:
-                torch.export.save(export(model, examples), draft.with_suffix(".pt2"))
+                torch.export.save(program, draft.with_suffix(".pt2"))
                 draft.with_suffix(".pt2").rename(draft)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch's archives report a full disk as RuntimeError
         raise SortifyError(f"{target}: cannot be written ({error}); earlier files are untouched") from error
 
 
@@ -184,6 +188,6 @@ def export(model: ExtractedModel, examples: Sequence[torch.Tensor]) -> torch.exp
         return {i: torch.export.Dim.AUTO for i, size in enumerate(next(specs).shape) if size is None}
 
     shapes = torch.utils._pytree.tree_map(dynamic, (args, kwargs))
-    spec = {"args": tuple(shapes[0]), "kwargs": shapes[1]}
+    spec = {name: shape for name, shape in (("args", tuple(shapes[0])), ("kwargs", shapes[1])) if shape}
     with mode_of(model, training=False):
         return torch.export.export(model, tuple(args), kwargs, dynamic_shapes=spec, strict=False)

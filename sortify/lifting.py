@@ -42,9 +42,7 @@ def device_type(device: torch.device) -> str:
 register_function("sortify.device_type", device_type)
 
 
-def lift(
-    exported: fx.GraphModule, names: Mapping[str, str]
-) -> tuple[Program, dict[str, torch.Tensor], list[LeafSpec]]:
+def lift(exported: fx.GraphModule, names: Mapping[str, str]) -> tuple[Program, dict[str, torch.Tensor], list[LeafSpec]]:
     """The plain graph of an exported module, its constants by name, and what its tensor inputs look like.
 
     Args:

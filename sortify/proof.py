@@ -9,7 +9,8 @@ All checks run on perturbed weights, so that zeros (a fresh head, a layer scale 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ from sortify.space import Subnet
 
 Tensors = Mapping[str, torch.Tensor]
 SINGLE, DOUBLE = 1e-5, 1e-10
+NOISE = 8191  # numbers in the noise that perturbs weights; a prime, so that rows of a matrix differ
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,8 @@ def prove(
     noisy = perturbed(tensors, statistics_of(blueprint))
     few = _few(blueprint, examples)
     rows = [
-        identity(blueprint, noisy, examples, "train", original),
-        identity(blueprint, noisy, few, "eval", original),
+        identity(blueprint, dict(noisy), inputs, mode, original)
+        for mode, inputs in (("train", examples), ("eval", few))
     ]
     if blueprint.plan.axes:
         axes = [axis.name for axis in blueprint.plan.axes]
@@ -126,21 +128,25 @@ def statistics_of(blueprint: Blueprint) -> list[str]:
     return [name for program in blueprint.programs.values() for name in running_statistics(program)]
 
 
-def perturbed(tensors: Tensors, statistics: Sequence[str] = (), seed: int = 0) -> dict[str, torch.Tensor]:
-    """Copies of tensors in which parameters and running statistics differ a little from the given ones.
+def perturbed(tensors: Tensors, statistics: Sequence[str] = ()) -> Tensors:
+    """Tensors in which parameters and running statistics differ a little from the given ones, made as looked up.
 
     Other buffers stay: what a mask or a table of positions means may hang on its exact numbers.
     """
-    generator = torch.Generator().manual_seed(seed)
-    result = {}
-    for name, tensor in tensors.items():
-        value = tensor.detach().clone()
+    noise = torch.rand(NOISE, generator=torch.Generator().manual_seed(0))
+
+    def change(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        value = tensor.detach().clone(memory_format=torch.contiguous_format)
         if value.is_floating_point() and (name in statistics or isinstance(tensor, nn.Parameter)):
-            noise = torch.rand(value.shape, generator=generator, dtype=torch.float32).to(value.device)
-            shift = 0.05 * noise if name in statistics else 0.05 * (noise - 0.5)  # a variance stays above zero
-            value = value * (1 + 0.1 * noise).to(value.dtype) + shift.to(value.dtype)
-        result[name] = value
-    return result
+            flat, own = value.view(-1), noise.roll(zlib.crc32(name.encode())).to(value.device)
+            low = 0.0 if name in statistics else -0.025  # a variance stays above zero
+            whole = flat[: flat.numel() // NOISE * NOISE].view(-1, NOISE)
+            for part in (whole, flat[whole.numel() :]):
+                mine = own[: part.shape[-1]].to(value.dtype)
+                part.mul_(1 + 0.1 * mine).add_(0.05 * mine + low)
+        return value
+
+    return Lazily(tensors, change)
 
 
 def identity(
@@ -182,16 +188,17 @@ def permutation_error(
     """A function from axes to the error that shuffling them makes; the reference run is made once."""
     program = blueprint.programs[mode] if mode == "eval" else _quiet(blueprint.programs[mode])
     runner = Runner(fx.GraphModule(nn.Module(), program.graph), program.tensors, program.outputs)
-    double = {name: t.double() if t.is_floating_point() else t for name, t in tensors.items() if name in runner.tensors}
+    double = Lazily(tensors, lambda _, t: _doubled(t))
     few = _few(blueprint, examples) if mode == "eval" else list(examples)
-    inputs = [t.double() if t.is_floating_point() else t for t in few]
+    inputs = [_doubled(t) for t in few]
     expected = _run(lambda: runner((), double, inputs))
     sizes = {axis.name: axis.size for axis in blueprint.plan.axes}
 
     def error(axes: Iterable[str]) -> float:
         generator = torch.Generator().manual_seed(1)
         orders = {name: _shuffle(sizes[name], generator) for name in axes}
-        shuffled = _Lazily(double, lambda name, t: pick(t, blueprint.plan.shapes.get(name, ()), orders))
+        shapes = blueprint.plan.shapes
+        shuffled = Lazily(tensors, lambda name, t: _doubled(pick(t, shapes.get(name, ()), orders)))
         return difference(expected, _run(lambda: runner((), shuffled, inputs)))
 
     return error
@@ -266,15 +273,24 @@ def _leaf_difference(a: Any, b: Any) -> float:
     return float("inf") if worst != worst else worst
 
 
-class _Lazily(dict[str, torch.Tensor]):
-    """Tensors changed one by one as they are looked up."""
+class Lazily(Mapping[str, torch.Tensor]):
+    """Tensors changed one by one as they are looked up, so that no second copy of a model is held."""
 
     def __init__(self, tensors: Tensors, change: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
-        super().__init__(tensors)
-        self._change = change
+        self._tensors, self._change = tensors, change
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        return self._change(name, super().__getitem__(name))
+        return self._change(name, self._tensors[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def _doubled(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
 
 
 def _shuffle(size: int, generator: torch.Generator) -> list[int]:

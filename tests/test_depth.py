@@ -176,6 +176,7 @@ def test_chains(name: str) -> None:
     assert [(chain.name, len(chain.blocks)) for chain in chains] == list(case.chains)
     assert notes == []
     for chain in chains:
+        _check_order(chain)
         for block in chain.blocks:
             assert set(block.regions) == {"train", "eval"}
             for mode, region in block.regions.items():
@@ -192,11 +193,15 @@ def _check_region(captured: Captured, mode: str, entry: str, exit: str, nodes: t
     assert all(user in inside for node in inside - {by_name[exit]} for user in node.users)
 
 
-def test_blocks_follow_each_other() -> None:
-    _, chains, _ = found(Net(after_relu), ROW)
+def _check_order(chain: Chain) -> None:
+    """Each block takes what the one before it gives, in both modes."""
     for mode in ("train", "eval"):
-        regions = [block.regions[mode] for block in chains[0].blocks]
-        assert [r.exit for r in regions[:-1]] == [r.entry for r in regions[1:]]
+        regions = [block.regions[mode] for block in chain.blocks]
+        assert [r.exit for r in regions[:-1]] == [r.entry for r in regions[1:]], mode
+
+
+def test_blocks_are_named_by_their_modules() -> None:
+    _, chains, _ = found(Net(after_relu), ROW)
     assert [block.name for block in chains[0].blocks] == ["layers.0", "layers.1"]
 
 

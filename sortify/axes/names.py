@@ -64,9 +64,15 @@ def _carriers(analysis: Analysis, captured: Captured) -> dict[Atom, list[str]]:
 
 
 def _partners(analysis: Analysis) -> dict[Atom, set[Atom]]:
-    """Which open atoms are factors of the same product."""
+    """Which open atoms are factors of the same product, or heads and head_dim of the same tensor."""
     found: dict[Atom, set[Atom]] = {}
     for dims in analysis.tensors.values():
+        free = [atom for dim in dims for atom in atoms(dim) if atom.fixed is None]
+        heads = {atom for atom in free if "heads" in atom.roles and "head_dim" not in atom.roles}
+        widths = {atom for atom in free if "head_dim" in atom.roles and "heads" not in atom.roles}
+        for group, others in ((heads, widths), (widths, heads)):
+            for atom in group:
+                found.setdefault(atom, set()).update(others - {atom})
         for dim in dims:
             for factors in _products(dim):
                 groups = [[a for a in atoms(f) if a.fixed is None] for f in factors]
@@ -114,13 +120,13 @@ def _select(candidates: Sequence[Atom], partners: Mapping[Atom, set[Atom]]) -> t
 def _kind(atom: Atom, stream: set[Atom], multiplied: bool, ranks: Sequence[int]) -> str:
     """What people call the axis; `ranks` are those of the parameters that carry it.
 
-    An axis that convolutions and matrices share is named after the kind that carries it more often: the
-    stream of a vision transformer is hidden, although a convolution makes the patches.
+    An axis that a convolution reads, or that more convolutions than matrices carry, is one of channels: the stream
+    of a vision transformer is hidden, although a convolution makes the patches.
     """
-    if multiplied and "heads" in atom.roles:
+    if "heads" in atom.roles and (multiplied or "head_dim" not in atom.roles):
         return "heads"
     kernels, matrices = sum(rank > 2 for rank in ranks), sum(rank == 2 for rank in ranks)
-    if "convolved" in atom.roles and kernels >= matrices:
+    if "convolution_input" in atom.roles or ("convolved" in atom.roles and kernels >= matrices):
         return "channels"
     return "hidden" if atom in stream else "inner"
 

@@ -162,6 +162,7 @@ def _convolution(call: Call, *, transposed: bool) -> Dims:
     )
     for dim in bias:
         call.unify(dim, outputs)
+    mark(channels, "convolution_input")
     for dim in (channels, outputs, *weight[:2]):
         mark(dim, "convolved")
     image = [call.fixed(size, "image size") for size in call.shape[-kernel:]]
