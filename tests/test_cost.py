@@ -1,0 +1,158 @@
+"""Costs are exact: what the plan predicts for a sub-network is what running its extraction counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sorted_zoo import blueprint_of, found
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from sortify.cost import Cost, CostModel, Term
+from sortify.dims import parse
+from sortify.extract import extract
+from sortify.space import Subnet
+
+MODELS = """residual_mlp swiglu scalar_gate shared_block mixer qkv_per_head grouped_query_expand tied_embeddings
+tiny_vit resnet resnext densenet group_norm""".split()
+# Known faults, to be taken out with their repair.
+SAME_TWIN = pytest.mark.xfail(reason="blocks that share their tensors are all matched with the first one in train mode")
+VECTORS = pytest.mark.xfail(reason="products with a vector are counted, FlopCounterMode leaves them out")
+PAIRWISE = pytest.mark.xfail(reason="torch contracts pair by pair and sums lone letters first: fewer multiplications")
+FAULTS = {
+    "shared_block": SAME_TWIN,
+    **dict.fromkeys(("matmul of vectors", "mv", "dot"), VECTORS),
+    **dict.fromkeys(("einsum of three", "einsum with a letter alone"), PAIRWISE),
+}
+
+
+def cases(names: Iterable[str]) -> list[Any]:
+    """Test parameters, those with a known fault marked."""
+    return [pytest.param(name, marks=[FAULTS[name]] if name in FAULTS else []) for name in names]
+
+
+def counted(name: str, subnet: Subnet) -> tuple[int, int]:
+    """Parameters and FLOPs of an extracted sub-network, by counting and by running it."""
+    captured, blueprint = found(name)
+    small = extract(blueprint, captured.tensors, subnet).eval()
+    args, kwargs = blueprint.signature.call(captured.examples)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        small(*args, **kwargs)
+    return sum(parameter.numel() for parameter in small.parameters()), counter.get_total_flops()
+
+
+def random_subnets(name: str, count: int) -> list[Subnet]:
+    """Every axis and chain at a size of its own, so that no two dimensions hide each other."""
+    plan, space = found(name)[1].plan, found(name)[1].space
+    generator = torch.Generator().manual_seed(0)
+
+    def fraction() -> float:
+        return float(torch.randint(1, 9, (1,), generator=generator)) / 8
+
+    names = [*(axis.name for axis in plan.axes), *(chain.name for chain in plan.chains)]
+    return [space.subnet(**{each: fraction() for each in names}) for _ in range(count)]
+
+
+@pytest.mark.parametrize("name", cases(MODELS))
+def test_params_and_flops_equal_those_of_the_extraction(name: str) -> None:
+    costs = found(name)[1].costs
+    subnets = [found(name)[1].space.full, *random_subnets(name, 10)]
+    predicted = [(costs(s.values).params, costs(s.values).flops) for s in subnets]
+    assert predicted == [counted(name, subnet) for subnet in subnets]
+    assert all(flops > 0 for _, flops in predicted)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_cost_grows_along_nesting(name: str) -> None:
+    _, blueprint = found(name)
+    chain = [blueprint.costs(subnet.values) for subnet in blueprint.space.chain(6)]
+    for metric in ("params", "flops", "activation_bytes"):
+        values = [getattr(cost, metric) for cost in chain]
+        assert values == sorted(values)
+        assert 0 < values[0] < values[-1]
+
+
+def test_activation_bytes_of_known_ops() -> None:
+    """A linear layer and a relu make 3 x 12 floats each; the view in between makes nothing; the head 3 x 5."""
+    net = nn.Sequential(nn.Linear(8, 12), nn.Unflatten(1, (3, 4)), nn.Flatten(), nn.ReLU(), nn.Linear(12, 5))
+    _, blueprint = blueprint_of(net, (torch.rand(3, 8),))
+    full = blueprint.costs(blueprint.space.full.values)
+    assert full.activation_bytes == 4 * (3 * 12 + 3 * 12 + 3 * 5)
+    assert full.params == 8 * 12 + 12 + 12 * 5 + 5
+    assert full.flops == 2 * 3 * (8 * 12 + 12 * 5)
+
+
+Pair = Callable[[Tensor, Tensor, "Products"], Tensor]
+CONTRACTIONS: dict[str, Pair] = {
+    "matmul": lambda a, b, net: a @ net.core,
+    "matmul of vectors": lambda a, b, net: a @ net.vector,
+    "addmm": lambda a, b, net: torch.addmm(net.shift, a[0], net.core),
+    "mm": lambda a, b, net: torch.mm(a[0], b[0].T),
+    "bmm": lambda a, b, net: torch.bmm(a, b.transpose(1, 2)),
+    "baddbmm": lambda a, b, net: torch.baddbmm(torch.bmm(a, b.transpose(1, 2)), a, b.transpose(1, 2)),
+    "mv": lambda a, b, net: torch.mv(a[0], net.vector),
+    "dot": lambda a, b, net: torch.dot(a[0, 0], net.vector),
+    "outer": lambda a, b, net: torch.outer(a[0, 0], net.vector).sum(),
+    "einsum of two": lambda a, b, net: torch.einsum("nsi,nti->nst", a, b),
+    "einsum of three": lambda a, b, net: torch.einsum("nsi,ij,ntj->nst", a, net.core, b @ net.core),
+    "einsum with a letter alone": lambda a, b, net: torch.einsum("nsi,ij->nj", a, net.core),
+    "einsum of one": lambda a, b, net: torch.einsum("nsi->ni", a),
+    "attention": lambda a, b, net: F.scaled_dot_product_attention(a[:, None], b[:, None], a[:, None]),
+    "attention over more keys": lambda a, b, net: F.scaled_dot_product_attention(a[:, :2], b, torch.relu(b)),
+}
+
+
+class Products(nn.Module):
+    """One op that contracts, on two hidden layers."""
+
+    def __init__(self, pair: Pair) -> None:
+        super().__init__()
+        self.pair = pair
+        self.left, self.right = nn.Linear(8, 12), nn.Linear(8, 12)
+        self.core, self.shift, self.vector = (nn.Parameter(torch.rand(*n)) for n in ((12, 10), (10,), (12,)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pair(self.left(x), self.right(x), self)
+
+
+@pytest.mark.parametrize("op", cases(CONTRACTIONS))
+def test_a_contraction_is_counted_as_the_flop_counter_counts_it(op: str) -> None:
+    captured, blueprint = blueprint_of(Products(CONTRACTIONS[op]), (torch.rand(3, 4, 8),))
+    for subnet in (blueprint.space.full, blueprint.space.subnet(width=0.5)):
+        small = extract(blueprint, captured.tensors, subnet).eval()
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            small(*blueprint.signature.call(captured.examples)[0])
+        assert blueprint.costs(subnet.values).flops == counter.get_total_flops()
+
+
+def test_the_counter_is_not_fooled_by_full_sizes() -> None:
+    """The comparison above can fail: a smaller sub-network really counts less."""
+    _, blueprint = found("residual_mlp")
+    smaller = blueprint.space.subnet(width=0.5)
+    assert counted("residual_mlp", smaller) != counted("residual_mlp", blueprint.space.full)
+    assert counted("residual_mlp", smaller)[1] != blueprint.costs(blueprint.space.full.values).flops
+
+
+def test_terms_are_counted_while_an_owner_is_kept() -> None:
+    terms = [
+        Term("params", 2, (parse("a:4"), parse("(a:4 + 3)"))),
+        Term("flops", 5, (), ((0, 1),)),
+        Term("flops", 1, (), ((0, 0), (0, 2))),
+    ]
+    model = CostModel(terms, ["a"])
+    assert model((4, 3)) == Cost(params=2 * 4 * 7, flops=6, activation_bytes=0)
+    assert model((2, 1)) == Cost(params=2 * 2 * 5, flops=1, activation_bytes=0)
+    assert model((2, 0)) == Cost(params=2 * 2 * 5, flops=0, activation_bytes=0)
+
+
+@pytest.mark.parametrize("name", ["residual_mlp", "qkv_per_head"])
+def test_costs_survive_json(name: str) -> None:
+    _, blueprint = found(name)
+    again = CostModel.from_json(blueprint.costs.to_json(), [axis.name for axis in blueprint.plan.axes])
+    assert again.terms == blueprint.costs.terms
+    for subnet in random_subnets(name, 3):
+        assert again(subnet.values) == blueprint.costs(subnet.values)
