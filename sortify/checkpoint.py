@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,17 +27,19 @@ from safetensors.torch import load_file, save_file
 from sortify.blueprint import Blueprint
 from sortify.capture import TensorInfo
 from sortify.cost import CostModel
-from sortify.dims import full
-from sortify.errors import CheckpointError, SortifyError
+from sortify.dims import active, axes_of, full
+from sortify.errors import CheckpointError, InputError
 from sortify.files import replacing
 from sortify.graphs import graph_from_json, graph_to_json
-from sortify.lifting import Program
+from sortify.lifting import DEVICE, DTYPE, Program
+from sortify.network import running_statistics
 from sortify.plan import Plan
 from sortify.signature import Signature
 from sortify.space import Subnet, Trained
 from sortify.structure import Structure
 
 VERSION = 1
+KINDS = ("parameter", "buffer", "temporary", "constant")
 MAIN, GRAPH, WEIGHTS, EXAMPLE, STATISTICS = (
     "sortify.json",
     "graph.json",
@@ -77,7 +81,10 @@ def save(
         "costs": blueprint.costs.to_json(),
         "signature": blueprint.signature.to_json(),
         "trained": blueprint.trained.to_json() if blueprint.trained else None,
-        "tensors": {name: [info.kind, info.requires_grad] for name, info in blueprint.infos.items()},
+        "tensors": {
+            name: [info.kind, info.requires_grad, list(tensors[name].shape), _dtype(tensors[name])]
+            for name, info in blueprint.infos.items()
+        },
         "aliases": dict(blueprint.aliases),
         "statistics": [member.to_json() for member in members],
     }
@@ -112,13 +119,32 @@ class _all_or_nothing:
         return lambda name: self._draft / name
 
     def __exit__(self, *error: Any) -> None:
-        if error[0] is None:
-            for file in sorted(self._draft.iterdir(), key=lambda file: file.name == MAIN):
-                file.replace(self._path / file.name)
-            self._draft.rmdir()
-            self._draft.touch()
+        try:
+            if error[0] is None:
+                self._exchange()
+                shutil.rmtree(self._draft)
+                self._draft.touch()
+        except OSError:
+            self._manager.__exit__(*sys.exc_info())
+            raise
         self._manager.__exit__(*error)
         (self._path / ".complete").unlink(missing_ok=True)
+
+    def _exchange(self) -> None:
+        """Move the new files into place; where one cannot be moved, all the old ones come back."""
+        files = sorted(self._draft.iterdir(), key=lambda file: file.name == MAIN)
+        aside = self._draft / "old"
+        aside.mkdir()
+        try:
+            for file in files:
+                place = self._path / file.name
+                if place.exists():
+                    place.replace(aside / file.name)
+                file.replace(place)
+        except OSError:
+            for old in aside.iterdir():
+                old.replace(self._path / old.name)
+            raise
 
 
 def _plain(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -141,22 +167,26 @@ def read(path: str | Path) -> Contents:
         )
     _check_files(path, main)
     try:
-        programs = {mode: _program(data) for mode, data in _json(path / GRAPH).items()}
-        blueprint, members = _blueprint(main, programs)
-    except SortifyError:
+        return _contents(path, main)
+    except CheckpointError:
         raise
     except Exception as error:  # whatever a damaged file makes of these readers, the user gets one line
-        raise CheckpointError(f"{path}: damaged checkpoint ({type(error).__name__}: {error})") from error
+        text = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: damaged checkpoint ({type(error).__name__}: {text})") from error
+
+
+def _contents(path: Path, main: Mapping[str, Any]) -> Contents:
+    programs = {mode: _program(data) for mode, data in _json(path / GRAPH).items()}
+    _require(set(programs) == {"train", "eval"}, path / GRAPH, f"the graphs train and eval, found {sorted(programs)}")
     tensors = _tensors(path / WEIGHTS)
-    _check(path, blueprint, tensors)
-    tensors = {name: tensors[name] for name in blueprint.infos}  # in the original order
-    examples = _tensors(path / EXAMPLE)
-    measured = _tensors(path / STATISTICS) if members else {}
-    statistics = {
-        member: {key.split(".", 1)[1]: t for key, t in measured.items() if key.split(".", 1)[0] == str(i)}
-        for i, member in enumerate(members)
-    }
-    return Contents(blueprint, tensors, tuple(examples[key] for key in sorted(examples, key=int)), statistics)
+    _check_weights(path / WEIGHTS, main["tensors"], tensors)
+    tensors = {name: tensors[name] for name in main["tensors"]}  # in the original order
+    blueprint = _blueprint(main, programs)
+    _check_plan(path / MAIN, blueprint, tensors)
+    _check_programs(path / GRAPH, blueprint)
+    blueprint.sorted_runners  # noqa: B018 - builds the graphs now, so that a damaged plan shows here
+    examples = _examples(path / EXAMPLE, blueprint.signature)
+    return Contents(blueprint, tensors, examples, _statistics(path / STATISTICS, main["statistics"], blueprint))
 
 
 def _digest(file: Path) -> str:
@@ -202,13 +232,11 @@ def _program(data: Mapping[str, Any]) -> Program:
     )
 
 
-def _blueprint(main: Mapping[str, Any], programs: Mapping[str, Program]) -> tuple[Blueprint, list[Subnet]]:
-    if set(programs) != {"train", "eval"}:
-        raise CheckpointError(f"{GRAPH}: expected the graphs 'train' and 'eval', found {sorted(programs)}")
+def _blueprint(main: Mapping[str, Any], programs: Mapping[str, Program]) -> Blueprint:
     plan = Plan.from_json(main["plan"])
-    blueprint = Blueprint(
+    return Blueprint(
         programs=programs,
-        infos={name: TensorInfo(str(kind), bool(grad)) for name, (kind, grad) in main["tensors"].items()},
+        infos={name: TensorInfo(kind, grad) for name, (kind, grad, _, _) in main["tensors"].items()},
         aliases={str(k): str(v) for k, v in main["aliases"].items()},
         signature=Signature.from_json(main["signature"]),
         plan=plan,
@@ -216,9 +244,6 @@ def _blueprint(main: Mapping[str, Any], programs: Mapping[str, Program]) -> tupl
         trained=Trained.from_json(main["trained"]) if main["trained"] else None,
         source=main["source"],
     )
-    members = [Subnet.from_json(data) for data in main["statistics"]]
-    blueprint.sorted_runners  # noqa: B018 - builds the graphs now, so that a damaged plan shows here
-    return blueprint, members
 
 
 def _tensors(file: Path) -> dict[str, torch.Tensor]:
@@ -230,15 +255,89 @@ def _tensors(file: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{file}: cannot be read ({error}); the file is damaged") from error
 
 
-def _check(path: Path, blueprint: Blueprint, tensors: Mapping[str, torch.Tensor]) -> None:
-    expected, found = set(blueprint.infos), set(tensors)
-    if expected != found:
-        name = sorted(expected ^ found)[0]
-        state = "missing" if name in expected else "unexpected"
-        raise CheckpointError(
-            f"{path / WEIGHTS}: tensor {name!r} is {state}; the file belongs to another model or is damaged"
-        )
-    for name, dims in blueprint.plan.shapes.items():
+# -- what belongs together ----------------------------------------------------------------------------------------
+
+
+def _require(condition: bool, file: Path, what: str) -> None:
+    if not condition:
+        raise CheckpointError(f"{file}: damaged checkpoint: expected {what}")
+
+
+def _dtype(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _check_weights(file: Path, described: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+    """The tensors are those that `sortify.json` describes, by name, kind, shape and dtype."""
+    for name in sorted(set(described) ^ set(tensors)):
+        state = "missing" if name in described else "unexpected"
+        raise CheckpointError(f"{file}: tensor {name!r} is {state}; the file belongs to another model or is damaged")
+    for name, (kind, grad, shape, dtype) in described.items():
+        found = tensors[name]
+        if list(found.shape) != shape or _dtype(found) != dtype:
+            raise CheckpointError(
+                f"{file}: {name} has shape {tuple(found.shape)} and dtype {_dtype(found)}, "
+                f"expected {tuple(shape)} and {dtype}"
+            )
+        _require(kind in KINDS and type(grad) is bool, file, f"a known kind of tensor for {name}, found {kind!r}")
+        _require(not grad or found.is_floating_point() or found.is_complex(), file, f"no gradients for {name}")
+
+
+def _check_plan(file: Path, blueprint: Blueprint, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Axes, shapes and size arguments speak of the same sizes as the tensors; names are known and unique."""
+    plan, aliases, trained = blueprint.plan, blueprint.aliases, blueprint.trained
+    sizes = {axis.name: axis.size for axis in plan.axes}
+    _require(len(sizes) == len(plan.axes), file, "axes of different names")
+    for name, dims in plan.shapes.items():
         wanted = tuple(map(full, dims))
-        if tuple(tensors[name].shape) != wanted:
-            raise CheckpointError(f"{path / WEIGHTS}: {name} has shape {tuple(tensors[name].shape)}, expected {wanted}")
+        _require(name in tensors and tuple(tensors[name].shape) == wanted, file, f"{name} of shape {wanted}")
+    literals = [x for items in plan.literals.values() for x in items]
+    for dim in [*(dim for dims in plan.shapes.values() for dim in dims), *(x.dim for x in literals)]:
+        _require(all(sizes.get(a.axis) == a.size for a in axes_of(dim)), file, f"the sizes of the axes in {dim}")
+    for mode, items in plan.literals.items():
+        nodes = {node.name for node in blueprint.programs[mode].graph.nodes}
+        _require({x.node for x in items} <= nodes, file, f"size arguments of nodes of the {mode} graph")
+    _require(set(aliases.values()) <= set(tensors) and not set(aliases) & set(tensors), file, "names of tied tensors")
+    _require(blueprint.source is None or isinstance(blueprint.source, str), file, "a source as text")
+    for group, levels in trained.levels if trained else ():
+        known = group in blueprint.space.groups
+        _require(known and bool(levels) and all(0 < level <= 1 for level in levels), file, f"trained levels of {group}")
+
+
+def _check_programs(file: Path, blueprint: Blueprint) -> None:
+    """Every graph takes a device, a dtype, its tensors and the inputs, and returns as many tensors as it should."""
+    for mode, program in blueprint.programs.items():
+        nodes = list(program.graph.nodes)
+        holes = [node.target for node in nodes if node.op == "placeholder"]
+        count = 2 + len(program.tensors) + len(blueprint.signature.specs)
+        _require(holes[:2] == [DEVICE, DTYPE] and len(holes) == count, file, f"{count} inputs of the {mode} graph")
+        _require(set(program.tensors) <= set(blueprint.infos), file, f"known tensors in the {mode} graph")
+        _require(len(nodes[-1].args[0]) == program.outputs.size, file, f"{program.outputs.size} outputs ({mode})")
+
+
+def _examples(file: Path, signature: Signature) -> tuple[torch.Tensor, ...]:
+    found = _tensors(file)
+    wanted = [str(i) for i in range(len(signature.specs))]
+    _require(sorted(found) == sorted(wanted), file, f"the tensors {', '.join(wanted)}, found {', '.join(found)}")
+    for name, spec, key in zip(signature.tensor_names, signature.specs, wanted, strict=True):
+        try:
+            spec.check(name, found[key])
+        except InputError as error:
+            raise CheckpointError(f"{file}: {error}") from error
+    return tuple(found[key] for key in wanted)
+
+
+def _statistics(file: Path, listed: list[Any], blueprint: Blueprint) -> dict[Subnet, dict[str, torch.Tensor]]:
+    """Measured statistics by sub-network, each tensor of the sub-network's own size."""
+    found = _tensors(file)
+    names = running_statistics(blueprint.programs["eval"])
+    result: dict[Subnet, dict[str, torch.Tensor]] = {}
+    for number, data in enumerate(listed):
+        member = Subnet.from_json(data)
+        _require(member in blueprint.space, file, f"statistics of sub-networks of this model, found {member}")
+        result[member] = {name: found.pop(f"{number}.{name}", torch.empty(0)) for name in names}
+        for name, tensor in result[member].items():
+            shape = tuple(active(dim, dict(member.sizes)) for dim in blueprint.plan.shapes.get(name, ()))
+            _require(not shape or tuple(tensor.shape) == shape, file, f"{number}.{name} of shape {shape}")
+    _require(not found, file, f"no other tensors than statistics, found {', '.join(found)}")
+    return result
