@@ -232,7 +232,13 @@ def _einsum(node: fx.Node, known: Known) -> Factors:
     return [(*letters.values(), *spread)]
 
 
-def _outer(node: fx.Node, known: Known) -> Factors:
+def _matrices(node: fx.Node, known: Known) -> Factors:
+    """Products with a vector are not counted, as FlopCounterMode does not count them."""
+    matrices = all(len(_of(known, operand)) > 1 for operand in node.args[:2])
+    return _with_inner(0)(node, known) if matrices else []
+
+
+def _not_counted(node: fx.Node, known: Known) -> Factors:
     return []
 
 
@@ -240,13 +246,10 @@ FLOPS: dict[str, Callable[[fx.Node, Known], Factors]] = {
     "aten.linear.default": _with_inner(0),
     "aten.addmm.default": _with_inner(1),
     "aten.baddbmm.default": _with_inner(1),
-    **dict.fromkeys(
-        ("aten.matmul.default", "aten.mm.default", "aten.bmm.default", "aten.mv.default", "aten.dot.default"),
-        _with_inner(0),
-    ),
+    **dict.fromkeys(("aten.matmul.default", "aten.mm.default", "aten.bmm.default"), _matrices),
+    **dict.fromkeys(("aten.mv.default", "aten.dot.default", "aten.outer.default"), _not_counted),
     **{name: _convolution for name, function in RULES.items() if function is convolution},
     **{name: _transposed for name, function in RULES.items() if function is transposed_convolution},
     "aten.scaled_dot_product_attention.default": _attention,
     "aten.einsum.default": _einsum,
-    "aten.outer.default": _outer,
 }

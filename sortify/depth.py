@@ -137,11 +137,11 @@ def find_chains(captured: Captured, analysis: Analysis) -> tuple[list[Chain], li
     """
     flows = {mode: _Flow(program, analysis, mode) for mode, program in captured.programs.items()}
     runs = {mode: _runs(flow, _residuals(flow)) for mode, flow in flows.items()}
-    chains, left = list[Chain](), list[str]()
+    chains, left, taken = list[Chain](), list[str](), set[str]()
     for run in runs["eval"]:
         for group in _repeats([_signature(flows["eval"], r) for r in run]):
             blocks = _trim([[run[i] for i in block] for block in group], flows["eval"])
-            found = [_block(block, flows, runs["train"]) for block in blocks]
+            found = [_block(block, flows, runs["train"], taken) for block in blocks]
             if found and all(block is not None for block in found):
                 whole = tuple(block for block in found if block is not None)
                 chains.append(Chain(_chain_name(whole, chains), whole))
@@ -297,14 +297,20 @@ def _tensors_of(flow: _Flow, residuals: Sequence[_Residual]) -> frozenset[str]:
 
 
 def _block(
-    residuals: Sequence[_Residual], flows: Mapping[str, _Flow], train_runs: Sequence[Sequence[_Residual]]
+    residuals: Sequence[_Residual],
+    flows: Mapping[str, _Flow],
+    train_runs: Sequence[Sequence[_Residual]],
+    taken: set[str],
 ) -> Block | None:
-    """The block with its twin in the train graph, which uses the same tensors."""
+    """The block with its twin in the train graph, which uses the same tensors: the first that is not `taken` yet."""
     wanted = _tensors_of(flows["eval"], residuals)
     for run in train_runs:
         for start in range(len(run)):
             part = run[start : start + len(residuals)]
-            if len(part) == len(residuals) and _tensors_of(flows["train"], part) == wanted:
+            if len(part) != len(residuals) or part[-1].exit.name in taken:
+                continue
+            if _tensors_of(flows["train"], part) == wanted:
+                taken.add(part[-1].exit.name)
                 regions = {"train": _region(flows["train"], part), "eval": _region(flows["eval"], residuals)}
                 return Block(_name(flows["eval"], residuals), regions)
     return None

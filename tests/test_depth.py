@@ -169,13 +169,7 @@ CASES = {
 }
 
 
-# A known fault, to be taken out with its repair.
-SAME_TWIN = pytest.mark.xfail(reason="blocks that share their tensors are all matched with the first one in train mode")
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[SAME_TWIN] if name == "shared block" else []) for name in CASES]
-)
+@pytest.mark.parametrize("name", CASES)
 def test_chains(name: str) -> None:
     case = CASES[name]
     captured, chains, notes = found(case.build(), case.inputs)
