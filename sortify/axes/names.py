@@ -70,9 +70,9 @@ def _partners(analysis: Analysis) -> dict[Atom, set[Atom]]:
         free = [atom for dim in dims for atom in atoms(dim) if atom.fixed is None]
         heads = {atom for atom in free if "heads" in atom.roles and "head_dim" not in atom.roles}
         widths = {atom for atom in free if "head_dim" in atom.roles and "heads" not in atom.roles}
-        for group, others in ((heads, widths), (widths, heads)):
-            for atom in group:
-                found.setdefault(atom, set()).update(others - {atom})
+        for mine, theirs in ((heads, widths), (widths, heads)):
+            for atom in mine:
+                found.setdefault(atom, set()).update(theirs - {atom})
         for dim in dims:
             for factors in _products(dim):
                 groups = [[a for a in atoms(f) if a.fixed is None] for f in factors]
