@@ -6,6 +6,7 @@ tensor is cut once. Nothing of the slice nodes is used here, so that slice = ext
 
 from __future__ import annotations
 
+import io
 import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -161,9 +162,10 @@ def write(model: ExtractedModel, examples: Sequence[torch.Tensor], target: str |
             if program is None:
                 save_file({k: v.contiguous() for k, v in _untied(model.state_dict()).items()}, draft)
             else:
-                torch.export.save(program, draft.with_suffix(".pt2"))
-                draft.with_suffix(".pt2").rename(draft)
-    except (OSError, SafetensorError, RuntimeError) as error:  # torch's archives report a full disk as RuntimeError
+                archive = io.BytesIO()  # torch's own writer ends the process when the disk is full
+                torch.export.save(program, archive)
+                draft.write_bytes(archive.getbuffer())
+    except (OSError, SafetensorError) as error:
         raise SortifyError(f"{target}: cannot be written ({error}); earlier files are untouched") from error
 
 
@@ -190,4 +192,6 @@ def export(model: ExtractedModel, examples: Sequence[torch.Tensor]) -> torch.exp
     shapes = torch.utils._pytree.tree_map(dynamic, (args, kwargs))
     spec = {name: shape for name, shape in (("args", tuple(shapes[0])), ("kwargs", shapes[1])) if shape}
     with mode_of(model, training=False):
-        return torch.export.export(model, tuple(args), kwargs, dynamic_shapes=spec, strict=False)
+        program = torch.export.export(model, tuple(args), kwargs, dynamic_shapes=spec, strict=False)
+    program._guards_code = []  # they call inputs by a forward's parameters; with *args, **kwargs they raise NameError
+    return program

@@ -111,7 +111,7 @@ class _Run:
         self._config = config = trainer.config
         self._model, self._task, self._levels = trainer.model, trainer.task, trainer.levels
         self._data, self._directory, self._progress = trainer.data, trainer.directory, trainer.progress
-        self._accelerator = Accelerator()
+        self._accelerator = Accelerator(cpu=config.device == "cpu" or not torch.accelerator.is_available())
         self._share = Share(self._accelerator.process_index, self._accelerator.num_processes)
         self._device = self._accelerator.device if config.device == "auto" else torch.device(config.device)
         precision = self._accelerator.mixed_precision if config.precision == "auto" else config.precision

@@ -9,6 +9,7 @@ No generator states: everything drawn is a function of the seed and the place (s
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import shutil
@@ -101,8 +102,10 @@ class StateFolder:
         }
         try:
             self.flush()
+            archive = io.BytesIO()  # torch's own writer ends the process when the disk is full
+            torch.save(stored, archive)
             with replacing(self._state) as draft:
-                torch.save(stored, draft)
+                draft.write_bytes(archive.getbuffer())
         except (OSError, RuntimeError) as error:
             raise TrainingError(f"{self._state}: the checkpoint cannot be written ({_reason(error)})") from error
 
