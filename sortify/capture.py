@@ -134,10 +134,13 @@ def _export(
 def _shapes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], level: int) -> Any:
     """The dynamic dimensions of every input, in the form that torch.export takes."""
     positional, named = torch.utils._pytree.tree_map(lambda leaf: _dynamic(leaf, level), (args, kwargs))
-    if not kwargs:
-        return tuple(positional)
-    names = list(inspect.signature(module.forward).parameters)
-    return {**dict(zip(names, positional, strict=False)), **named}
+    parameters = list(inspect.signature(module.forward).parameters.values())
+    plain = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    spread = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), None)
+    by_name = dict(zip(plain, positional, strict=False))
+    if spread is not None and len(positional) > len(plain):
+        by_name[spread] = tuple(positional[len(plain) :])
+    return {**by_name, **named}
 
 
 def _dynamic(leaf: Any, level: int) -> dict[int, Any] | None:
