@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.node import map_arg
 
 from sortify.errors import CaptureError
 from sortify.lifting import DTYPE, Program, lift
@@ -71,6 +72,7 @@ def capture(module: nn.Module, example_inputs: tuple[Any, ...] | Mapping[str, An
         exported, missed = _export(module, args, kwargs, training=mode == "train")
         programs[mode], found, specs = lift(exported, names)
         constants |= found
+        missed += _settled(signature, specs, leaves)
         notes += [note for note in missed if note not in notes]
         _follow_dtype(programs[mode], partial(_reference, module, args, kwargs, names, mode == "train"))
     tensors, infos, aliases = _tensors(module, constants)
@@ -78,6 +80,16 @@ def capture(module: nn.Module, example_inputs: tuple[Any, ...] | Mapping[str, An
 
 
 CACHE = "use_cache"  # the argument by which transformers models hand out their key-value cache
+
+
+def _settled(signature: Signature, specs: Sequence[LeafSpec], leaves: Sequence[torch.Tensor]) -> list[str]:
+    """What was asked to stay free and is fixed nevertheless, because the model combines it with a number."""
+    return [
+        f"input '{name}': dimension {dim} ({('the batch size', 'the sequence length')[dim]}) is fixed at {size}"
+        for name, spec, leaf in zip(signature.tensor_names, specs, leaves, strict=True)
+        for dim, size in enumerate(spec.shape)
+        if size is not None and dim in (_dynamic(leaf, 2) or {})
+    ]
 
 
 def _ordered(module: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any], list[str]]:
@@ -206,12 +218,14 @@ def _follow_dtype(program: Program, reference: Callable[[], fx.Graph | None]) ->
     """Literals that change when the model is cast to another dtype follow the model's dtype.
 
     `x.to(torch.float32)` stays, `x.to(weight.dtype)` follows; both look alike in one capture, so the
-    model is captured once more in bfloat16, and only if there is a floating dtype literal at all.
+    model is captured once more in another dtype, and only if there is a floating dtype literal at all.
     """
     found = list(_dtypes(program.graph))
     if not found:
         return
     other = reference()
+    if other is not None:
+        _rewire(program.graph, other)
     twins = list(_dtypes(other)) if other is not None else []
     aligned = [n.target for n, _, _ in twins] == [n.target for n, _, _ in found]
     dtype = next(node for node in program.graph.nodes if node.target == DTYPE)
@@ -223,19 +237,39 @@ def _follow_dtype(program: Program, reference: Callable[[], fx.Graph | None]) ->
                 node.update_kwarg(key, dtype)
 
 
+def _rewire(graph: fx.Graph, other: fx.Graph) -> None:
+    """Take over which node uses which from a capture of the same model in another dtype.
+
+    A cast to the dtype that a tensor has returns the tensor itself, and the tracer then notes later uses of the tensor
+    as uses of the cast: a residual stream would go on in float32. In the other dtype that cast is an op of its own.
+    """
+    ours, theirs = list(graph.nodes), list(other.nodes)
+    if [(node.op, node.target) for node in ours] != [(node.op, node.target) for node in theirs]:
+        return
+    counterpart = dict(zip(theirs, ours, strict=True))
+    for node, twin in zip(ours, theirs, strict=True):
+        args, kwargs = map_arg((twin.args, twin.kwargs), counterpart.__getitem__)
+        for place, new in [*enumerate(args), *kwargs.items()]:
+            if not isinstance(new, torch.dtype):
+                node.update_arg(place, new) if isinstance(place, int) else node.update_kwarg(place, new)
+
+
 def _reference(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: Mapping[str, str], training: bool
 ) -> fx.Graph | None:
     cast: dict[int, Any] = {}
-    for tensor in [*module.parameters(), *module.buffers()]:
-        other = tensor.detach().to(torch.bfloat16) if tensor.is_floating_point() else tensor.detach()
+    tensors = [*module.parameters(), *module.buffers()]
+    own = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
+    dtype = torch.float32 if own == torch.bfloat16 else torch.bfloat16
+    for tensor in tensors:
+        other = tensor.detach().to(dtype) if tensor.is_floating_point() else tensor.detach()
         cast[id(tensor)] = nn.Parameter(other, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else other
     try:
         twin = copy.deepcopy(module, cast)
         inputs = torch.utils._pytree.tree_map_only(
-            torch.Tensor, lambda t: t.to(torch.bfloat16) if t.is_floating_point() else t, (args, kwargs)
+            torch.Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, (args, kwargs)
         )
         exported, _ = _export(twin, *inputs, training=training)
         return lift(exported, names)[0].graph
-    except Exception:  # a model that cannot run in bfloat16 tells nothing: its own dtype is then followed
+    except Exception:  # a model that cannot run in another dtype tells nothing: its own dtype is then followed
         return None

@@ -78,7 +78,9 @@ def _proven(
         failing = (
             [] if _passed(report, "permutation") else proof.failing_axes(blueprint, captured.tensors, captured.examples)
         )
+        why = "permuting it changed the outputs"
         if not failing and not _passed(report, "slice"):
+            why = "cutting it gives another result than its extraction, or none"
             failing = proof.axes_that_do_not_slice(blueprint, captured.tensors, captured.examples)
         if not failing:
             row = next(row for row in report.rows if not row.passed)
@@ -87,7 +89,7 @@ def _proven(
                 f"({row.note}); this is a fault of sortify, please report it"
             )
         for name in failing:
-            algebra.fix(atoms[name], f"axis {name} failed its proof: permuting it changed the outputs")
+            algebra.fix(atoms[name], f"axis {name} failed its proof: {why}")
 
 
 def _passed(report: proof.Report, kind: str) -> bool:

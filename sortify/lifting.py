@@ -104,7 +104,7 @@ class Lifter:
             return value
         new = self._placeholder(node)
         new.meta = {"val": value, **_place(node)}
-        shape = tuple(s if isinstance(s, int) else None for s in value.shape)
+        shape = tuple(map(_fixed_size, value.shape))
         self.specs.append(LeafSpec(shape, str(value.dtype).removeprefix("torch.")))
         return new
 
@@ -142,14 +142,14 @@ class Lifter:
 
     def no_grad(self, args: tuple[Any, ...]) -> Any:
         enabled, body, *inputs = args
-        outputs = self._region(body, inputs)
-        if enabled:
-            return outputs
-        return map_arg(outputs, self._detached)
+        return self._region(body, inputs if enabled else [self._detached(value) for value in inputs])
 
-    def _detached(self, node: fx.Node) -> fx.Node:
-        new = self.graph.call_function(torch.ops.aten.detach.default, (node,))
-        new.meta = dict(node.meta)
+    def _detached(self, value: Any) -> Any:
+        """What enters is cut off, not what leaves: a buffer changed inside must not join the graph of gradients."""
+        if not isinstance(value, fx.Node) or not isinstance(value.meta.get("val"), torch.Tensor):
+            return value
+        new = self.graph.call_function(torch.ops.aten.detach.default, (value,))
+        new.meta = dict(value.meta)
         return new
 
     def autocast(self, args: tuple[Any, ...]) -> Any:
@@ -181,6 +181,14 @@ DROPPED = {
     torch.ops.aten.sym_constrain_range_for_size.default,
     torch.ops.aten.sym_constrain_range.default,
 }
+
+
+def _fixed_size(size: int | torch.SymInt) -> int | None:
+    """A size as a number; None where it may be any. Export may settle a size that was asked to stay free."""
+    if isinstance(size, int):
+        return size
+    expression = size.node.expr
+    return int(expression) if expression.is_Integer else None
 
 
 def _attribute(module: nn.Module, target: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -17,6 +17,7 @@ from sortify.depth import Chain
 from sortify.errors import BudgetError
 from sortify.network import GraphModule
 from sortify.plan import Axis, Frozen, Plan
+from sortify.rewrite import readable
 from sortify.space import Space, Subnet, Trained
 
 
@@ -55,6 +56,13 @@ class SortedModel(GraphModule):
         if mode:
             self._statistics.clear()
         return super().train(mode)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        """Moves to a device or dtype take recalibrated statistics along."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for own in self._statistics.values():
+            own.update({name: fn(tensor) for name, tensor in own.items()})
+        return self
 
     @property
     def active(self) -> Subnet:
@@ -130,7 +138,7 @@ class SortedModel(GraphModule):
 
     def print_graph(self, mode: str = "eval") -> str:
         """The rewritten graph as code: slice nodes, computed sizes, blocks."""
-        return self.blueprint.sorted_runners[mode].module.print_readable(print_output=False)
+        return readable(self.blueprint.sorted_runners[mode].module)
 
     # -- statistics
 

@@ -222,9 +222,10 @@ class Signature:
         given = self._named(args, kwargs)
         tensors: list[torch.Tensor] = []
         for argument in self.arguments:
-            if argument.name in given:
+            if argument.name in given and not self._left_open(argument, given[argument.name]):
                 tensors += _match_argument(argument, given.pop(argument.name))
             else:
+                given.pop(argument.name, None)
                 self._check_absent(argument)
         for name, value in given.items():
             self._check_extra(name, value)
@@ -269,6 +270,11 @@ class Signature:
 
     def _default(self, name: str) -> Constant | None:
         return next((p.default for p in self.parameters if p.name == name), None)
+
+    def _left_open(self, argument: Argument, value: Any) -> bool:
+        """None given where None is the default says as much as leaving the argument out."""
+        default = self._default(argument.name)
+        return value is None and default is not None and default.value is None and not argument.has_tensors
 
     def _check_absent(self, argument: Argument) -> None:
         if argument.has_tensors:
