@@ -165,7 +165,7 @@ def write(model: ExtractedModel, examples: Sequence[torch.Tensor], target: str |
                 archive = io.BytesIO()  # torch's own writer ends the process when the disk is full
                 torch.export.save(program, archive)
                 draft.write_bytes(archive.getbuffer())
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, RuntimeError) as error:
         raise SortifyError(f"{target}: cannot be written ({error}); earlier files are untouched") from error
 
 

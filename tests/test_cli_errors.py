@@ -50,7 +50,7 @@ def refused(result: Result, *said: str) -> None:
     assert len(told) == 1, result.output
     assert lines[-1] == told[0]
     assert "Traceback" not in result.output
-    assert "unexpected" not in told[0]
+    assert not told[0].startswith("error: unexpected")
     assert [text for text in said if text not in told[0]] == [], told[0]
 
 

@@ -387,12 +387,12 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path, monkeypatch: py
     state = tmp_path / "training" / "state.pt"
     before = state.read_bytes()
 
-    def full(stored: Any, path: Path) -> None:
-        path.write_bytes(b"half")
+    def full(path: Path, data: Any) -> int:
+        path.write_text("half")
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", full)
+        patch.setattr(Path, "write_bytes", full)
         with pytest.raises(TrainingError, match=r"cannot be written \(\[Errno 28\] No space left on device\)"):
             make_trainer("mlp", tmp_path, save_steps=3).run(resume=True)
     assert state.read_bytes() == before
