@@ -41,7 +41,7 @@ class Block(nn.Module):
 class ResNet(nn.Module):
     """A ResNet for 8x8 pictures; nothing in it knows of sortify."""
 
-    def __init__(self, classes: int = 10, blocks: int = 4, width: int = 16) -> None:
+    def __init__(self, classes: int = 10, blocks: int = 4, width: int = 24) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(1, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
         self.stage1 = nn.Sequential(*(Block(width, width) for _ in range(blocks)))
@@ -55,7 +55,7 @@ class ResNet(nn.Module):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=800, help="optimiser steps of each training")
+    parser.add_argument("--steps", type=int, default=600, help="optimiser steps of each training")
     parser.add_argument("--sampler", default="sandwich", help="random or sandwich")
     parser.add_argument("--out", type=Path, default=Path("demo_output"), help="folder for the results")
     options = parser.parse_args()
