@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .options import SORTED, Verbose
-from .show import amount, cost_table, counted, elastic_share, ends, frozen_reasons, say, show, table, warn
+from .show import amount, cost_table, counted, elastic_share, ends, frozen_reasons, proof_table, say, show, table, warn
 
 if TYPE_CHECKING:
     import sortify
@@ -93,12 +93,8 @@ def _report(model: sortify.SortedModel, name: str) -> None:
     show(cost_table(model, ends(model)))
     say(f"elastic: {elastic_share(model):.2%} of {amount(model.cost(model.space.full).params)} parameters")
     say(f"fixed: {_fixed(model)}")
-    checks = (
-        "identity in train and eval mode",
-        *(("permutation of all axes",) if model.axes else ()),
-        "slice = extraction",
-    )
-    say(f"proof: passed ({', '.join(checks)})")
+    if model.report is not None:
+        show(proof_table(model.report))
 
 
 def _fixed(model: sortify.SortedModel) -> str:

@@ -91,6 +91,14 @@ def cost_table(model: sortify.SortedModel, members: Mapping[str, sortify.Subnet]
     return made
 
 
+def proof_table(report: sortify.Report) -> Table:
+    """The checks of a proof, one a line."""
+    made = table("check", "error", "allowed", "", "what", right=("error", "allowed"))
+    for row in report.rows:
+        made.add_row(row.name, f"{row.error:.1e}", f"{row.tolerance:.0e}", "ok" if row.passed else "FAILED", row.note)
+    return made
+
+
 def ends(model: sortify.SortedModel) -> dict[str, sortify.Subnet]:
     """The full sub-network, half of every group, and the smallest."""
     space = model.space

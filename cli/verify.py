@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .options import SORTED, Directory, Verbose
-from .show import say, show, table
+from .show import proof_table, say, show
 
 if TYPE_CHECKING:
     import sortify
@@ -16,10 +16,7 @@ else:
 def run(dir: Directory = SORTED, verbose: Verbose = False) -> None:
     """Check by running the model: identity, permutation of all axes, slice = extraction."""
     report = sortify.load(dir).verify()
-    made = table("check", "error", "allowed", "", "what", right=("error", "allowed"))
-    for row in report.rows:
-        made.add_row(row.name, f"{row.error:.1e}", f"{row.tolerance:.0e}", "ok" if row.passed else "FAILED", row.note)
-    show(made)
+    show(proof_table(report))
     if not report.passed:
         names = ", ".join(row.name for row in report.rows if not row.passed)
         raise sortify.ProofError(f"{dir}: the proof fails: {names}")

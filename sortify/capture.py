@@ -14,15 +14,13 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.fx.node import map_arg
 
 from sortify.errors import CaptureError
 from sortify.lifting import DTYPE, Program, lift
@@ -68,17 +66,22 @@ def capture(module: nn.Module, example_inputs: tuple[Any, ...] | Mapping[str, An
     names = _names(module)
     programs, specs = {}, list[LeafSpec]()
     constants: dict[str, torch.Tensor] = {}
+    reference: fx.Graph | None = None
     for mode in ("train", "eval"):
         exported, missed = _export(module, args, kwargs, training=mode == "train")
         programs[mode], found, specs = lift(exported, names)
         constants |= found
         missed += _settled(signature, specs, leaves)
         notes += [note for note in missed if note not in notes]
-        _follow_dtype(programs[mode], partial(_reference, module, args, kwargs, names, mode == "train"))
+        if any(_dtypes(programs[mode].graph)):
+            if reference is None or not _alike(programs[mode].graph, reference):
+                reference = _reference(module, args, kwargs, names, mode == "train")
+            _follow_dtype(programs[mode], reference)
     tensors, infos, aliases = _tensors(module, constants)
     return Captured(programs, tensors, infos, aliases, signature.with_specs(specs), tuple(leaves), tuple(notes))
 
 
+ENDS = {sign * torch.finfo(dtype).max for dtype in (torch.float32, torch.bfloat16) for sign in (1, -1)}
 CACHE = "use_cache"  # the argument by which transformers models hand out their key-value cache
 
 
@@ -214,18 +217,15 @@ def _dtypes(graph: fx.Graph) -> Iterator[tuple[fx.Node, int | str, torch.dtype]]
                     yield node, key, value
 
 
-def _follow_dtype(program: Program, reference: Callable[[], fx.Graph | None]) -> None:
+def _follow_dtype(program: Program, other: fx.Graph | None) -> None:
     """Literals that change when the model is cast to another dtype follow the model's dtype.
 
     `x.to(torch.float32)` stays, `x.to(weight.dtype)` follows; both look alike in one capture, so the
     model is captured once more in another dtype, and only if there is a floating dtype literal at all.
     """
-    found = list(_dtypes(program.graph))
-    if not found:
-        return
-    other = reference()
-    if other is not None:
+    if other is not None and _alike(program.graph, other):
         _rewire(program.graph, other)
+    found = list(_dtypes(program.graph))
     twins = list(_dtypes(other)) if other is not None else []
     aligned = [n.target for n, _, _ in twins] == [n.target for n, _, _ in found]
     dtype = next(node for node in program.graph.nodes if node.target == DTYPE)
@@ -237,21 +237,31 @@ def _follow_dtype(program: Program, reference: Callable[[], fx.Graph | None]) ->
                 node.update_kwarg(key, dtype)
 
 
+def _alike(graph: fx.Graph, other: fx.Graph) -> bool:
+    """Whether two graphs call the same ops one after the other."""
+    return [(node.op, node.target) for node in graph.nodes] == [(node.op, node.target) for node in other.nodes]
+
+
 def _rewire(graph: fx.Graph, other: fx.Graph) -> None:
     """Take over which node uses which from a capture of the same model in another dtype.
 
     A cast to the dtype that a tensor has returns the tensor itself, and the tracer then notes later uses of the tensor
     as uses of the cast: a residual stream would go on in float32. In the other dtype that cast is an op of its own.
+    The ends of the other dtype's range, in masks, are taken over too where it is the smaller one.
     """
-    ours, theirs = list(graph.nodes), list(other.nodes)
-    if [(node.op, node.target) for node in ours] != [(node.op, node.target) for node in theirs]:
-        return
-    counterpart = dict(zip(theirs, ours, strict=True))
-    for node, twin in zip(ours, theirs, strict=True):
-        args, kwargs = map_arg((twin.args, twin.kwargs), counterpart.__getitem__)
-        for place, new in [*enumerate(args), *kwargs.items()]:
-            if not isinstance(new, torch.dtype):
-                node.update_arg(place, new) if isinstance(place, int) else node.update_kwarg(place, new)
+    counterpart = dict(zip(other.nodes, graph.nodes, strict=True))
+
+    def taken(ours: Any, theirs: Any) -> Any:
+        if isinstance(theirs, fx.Node):
+            return counterpart[theirs]
+        if isinstance(theirs, (list, tuple)) and isinstance(ours, (list, tuple)) and len(ours) == len(theirs):
+            return type(ours)(map(taken, ours, theirs))
+        end = isinstance(ours, float) and theirs in ENDS and abs(theirs) < abs(ours)
+        return theirs if end else ours
+
+    for twin, node in counterpart.items():
+        node.args = taken(node.args, twin.args)
+        node.kwargs = {key: taken(value, twin.kwargs.get(key)) for key, value in node.kwargs.items()}
 
 
 def _reference(

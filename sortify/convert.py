@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -24,8 +26,6 @@ from sortify.errors import AxesError, ProofError
 from sortify.inputs import example_inputs_for
 from sortify.model import SortedModel
 from sortify.plan import make_plan
-
-Say = Callable[[str], None]
 
 
 def sortify(
@@ -53,28 +53,34 @@ def sortify(
         AxesError: nothing in it is elastic; the message says why.
         ProofError: the rewritten model does not equal the original.
     """
-    with _stages(progress) as say:
+    with _stages(progress) as enter, _garbage_kept():
         inputs: Any = example_inputs if example_inputs is not None else example_inputs_for(module, source or "", None)
-        say("capturing the train and eval graphs")
+        enter("capture")
         captured = capture(module, inputs)
-        say("finding axes and blocks")
+        enter("analysis")
         analysis = analyse(captured, RULES)
         chains, notes = find_chains(captured, analysis)
-        say("proving them by running the model")
-        blueprint = _proven(captured, analysis, chains, [*captured.notes, *notes], module)
-        model = SortedModel(replace(blueprint, source=source), captured.tensors, captured.examples)
+        enter("proof")
+        blueprint, report = _proven(captured, analysis, chains, [*captured.notes, *notes], module, source)
+        report = replace(report, seconds=enter(None))
+        model = SortedModel(blueprint, captured.tensors, captured.examples, report)
         return model.train(module.training)
 
 
 def _proven(
-    captured: Captured, analysis: Analysis, chains: list[Chain], notes: list[str], module: nn.Module
-) -> Blueprint:
+    captured: Captured,
+    analysis: Analysis,
+    chains: list[Chain],
+    notes: list[str],
+    module: nn.Module,
+    source: str | None,
+) -> tuple[Blueprint, proof.Report]:
     """Plan and prove; axes that fail are fixed with the reason until the rest passes."""
     while True:
-        blueprint, atoms = _plan(captured, analysis, chains, notes)
+        blueprint, atoms = _plan(captured, analysis, chains, notes, source)
         report = proof.prove(blueprint, captured.tensors, captured.examples, module)
         if report.passed:
-            return blueprint
+            return blueprint, report
         failing = (
             [] if _passed(report, "permutation") else proof.failing_axes(blueprint, captured.tensors, captured.examples)
         )
@@ -97,7 +103,7 @@ def _passed(report: proof.Report, kind: str) -> bool:
 
 
 def _plan(
-    captured: Captured, analysis: Analysis, chains: list[Chain], notes: list[str]
+    captured: Captured, analysis: Analysis, chains: list[Chain], notes: list[str], source: str | None
 ) -> tuple[Blueprint, dict[str, algebra.Atom]]:
     plan, atoms = make_plan(captured, analysis, chains, notes)
     if not plan.axes and not plan.chains:
@@ -108,14 +114,47 @@ def _plan(
         )
     named = {atom: Named(name, atom.size.count) for name, atom in atoms.items()}
     costs = make_cost_model(captured, analysis, plan, named)
-    return Blueprint(captured.programs, captured.infos, captured.aliases, captured.signature, plan, costs), atoms
+    parts = captured.programs, captured.infos, captured.aliases, captured.signature
+    return Blueprint(*parts, plan, costs, source=source), atoms
 
 
 @contextmanager
-def _stages(progress: bool) -> Iterator[Say]:
-    if not progress:
-        yield lambda text: None
-        return
-    console = Console(stderr=True)
-    with console.status("starting") as status:
-        yield lambda text: status.update(text)
+def _garbage_kept() -> Iterator[None]:
+    """Tracing leaves so many objects behind that walking them again and again would take a tenth of the time."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+STAGES = {
+    "capture": "capturing the train and eval graphs",
+    "analysis": "finding axes and blocks",
+    "proof": "proving them by running the model",
+}
+Enter = Callable[[str | None], dict[str, float]]
+
+
+@contextmanager
+def _stages(progress: bool) -> Iterator[Enter]:
+    """A function that enters the next stage, and returns the seconds of those that are over."""
+    seconds: dict[str, float] = {}
+    stage: str | None = None
+    since = time.perf_counter()
+    status = Console(stderr=True).status("starting") if progress else None
+
+    def enter(name: str | None) -> dict[str, float]:
+        nonlocal stage, since
+        now = time.perf_counter()
+        if stage is not None:
+            seconds[stage] = now - since
+        stage, since = name, now
+        if status is not None and name is not None:
+            status.update(STAGES[name])
+        return seconds
+
+    with status or nullcontext():
+        yield enter

@@ -73,8 +73,12 @@ def extract(
 
 def cut_tensors(plan: Plan, tensors: Mapping[str, torch.Tensor], subnet: Subnet) -> dict[str, torch.Tensor]:
     """Every tensor with the positions that the sub-network keeps."""
-    kept = {axis: list(range(size)) for axis, size in subnet.sizes}
-    return {name: pick(tensor, plan.shapes.get(name, ()), kept) for name, tensor in tensors.items()}
+    return {name: cut(plan, name, tensor, subnet) for name, tensor in tensors.items()}
+
+
+def cut(plan: Plan, name: str, tensor: torch.Tensor, subnet: Subnet) -> torch.Tensor:
+    """The positions of the tensor called `name` that the sub-network keeps."""
+    return pick(tensor, plan.shapes.get(name, ()), {axis: list(range(size)) for axis, size in subnet.sizes})
 
 
 def pick(tensor: torch.Tensor, dims: Sequence[Dim], kept: Mapping[str, list[int]]) -> torch.Tensor:

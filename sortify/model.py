@@ -30,13 +30,19 @@ class SortedModel(GraphModule):
     Attributes:
         blueprint: everything about it but the tensors.
         examples: the example input tensors, in captured order.
+        report: the proof made at conversion, of the original weights; None when read from a file.
     """
 
     def __init__(
-        self, blueprint: Blueprint, tensors: Mapping[str, torch.Tensor], examples: Sequence[torch.Tensor]
+        self,
+        blueprint: Blueprint,
+        tensors: Mapping[str, torch.Tensor],
+        examples: Sequence[torch.Tensor],
+        report: proof.Report | None = None,
     ) -> None:
         super().__init__(tensors, blueprint.infos, blueprint.aliases, blueprint.signature)
         self.blueprint = blueprint
+        self.report = report
         self.example_tensors = tuple(t.detach().clone() for t in examples)
         self._active = blueprint.space.full
         self._statistics: dict[Subnet, dict[str, torch.Tensor]] = {}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,9 +20,10 @@ from torch import fx, nn
 from sortify.axes.rules.table import position_of
 from sortify.blueprint import Blueprint
 from sortify.capture import mode_of
-from sortify.extract import extract, pick
+from sortify.extract import cut, pick, shrink
+from sortify.interpreter import run_side_by_side
 from sortify.lifting import Program
-from sortify.network import Runner, argument, running_statistics, used_tensors
+from sortify.network import argument, running_statistics, used_tensors
 from sortify.space import Subnet
 
 Tensors = Mapping[str, torch.Tensor]
@@ -46,9 +47,15 @@ class Check:
 
 @dataclass(frozen=True)
 class Report:
-    """All rows of a proof."""
+    """All rows of a proof.
+
+    Attributes:
+        rows: the checks.
+        seconds: what each stage of the conversion took (capture, analysis, proof); empty for a proof on its own.
+    """
 
     rows: tuple[Check, ...]
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -67,17 +74,15 @@ def prove(
     """
     examples = examples if original is not None else _moved(examples, tensors)
     noisy = perturbed(tensors, statistics_of(blueprint))
-    few = _few(blueprint, examples)
-    rows = [
-        identity(blueprint, dict(noisy), inputs, mode, original)
-        for mode, inputs in (("train", examples), ("eval", few))
-    ]
+    shuffled = []
     if blueprint.plan.axes:
         axes = [axis.name for axis in blueprint.plan.axes]
-        rows += [permutation(blueprint, noisy, examples, axes, mode) for mode in modes_to_permute(blueprint)]
+        shuffled = [permutation(blueprint, noisy, examples, axes, mode) for mode in modes_to_permute(blueprint)]
+    noisy = dict(noisy)  # only now: a permutation holds float64 twins
+    identities = [identity(blueprint, noisy, examples, mode, original) for mode in ("train", "eval")]
     subnets = (middle(blueprint), *([blueprint.space.full] if original is None else []))
-    rows += [slice_is_extraction(blueprint, noisy, few, subnet) for subnet in dict.fromkeys(subnets)]
-    return Report(tuple(rows))
+    slices = [slice_is_extraction(blueprint, noisy, examples, subnet) for subnet in dict.fromkeys(subnets)]
+    return Report((*identities, *shuffled, *slices))
 
 
 def modes_to_permute(blueprint: Blueprint) -> tuple[str, ...]:
@@ -153,7 +158,7 @@ def identity(
     blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.Tensor], mode: str, original: nn.Module | None
 ) -> Check:
     """The rewritten full model against the original: outputs, and in training the buffers that a step changes."""
-    runner = blueprint.sorted_runners[mode]
+    runner, examples = blueprint.sorted_runners[mode], _few(blueprint, examples, mode)
     ours, theirs = _clones(tensors, blueprint), _clones(tensors, blueprint)
     if original is None:
         expected = _run(lambda: blueprint.plain_runners[mode]((), theirs, examples))
@@ -185,21 +190,21 @@ def permutation(
 def permutation_error(
     blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.Tensor], mode: str = "eval"
 ) -> Callable[[Iterable[str]], float]:
-    """A function from axes to the error that shuffling them makes; the reference run is made once."""
+    """A function from axes to the error that shuffling them makes."""
     program = blueprint.programs[mode] if mode == "eval" else _quiet(blueprint.programs[mode])
-    runner = Runner(fx.GraphModule(nn.Module(), program.graph), program.tensors, program.outputs)
-    double = Lazily(tensors, lambda _, t: _doubled(t))
-    few = _few(blueprint, examples) if mode == "eval" else list(examples)
-    inputs = [_doubled(t) for t in few]
-    expected = _run(lambda: runner((), double, inputs))
+    inputs = [_doubled(t) for t in _few(blueprint, examples, mode)]
     sizes = {axis.name: axis.size for axis in blueprint.plan.axes}
+    shapes = blueprint.plan.shapes
 
     def error(axes: Iterable[str]) -> float:
         generator = torch.Generator().manual_seed(1)
         orders = {name: _shuffle(sizes[name], generator) for name in axes}
-        shapes = blueprint.plan.shapes
-        shuffled = Lazily(tensors, lambda name, t: _doubled(pick(t, shapes.get(name, ()), orders)))
-        return difference(expected, _run(lambda: runner((), shuffled, inputs)))
+
+        def lookup(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+            tensor = tensors[name]
+            return _doubled(tensor), _doubled(pick(tensor, shapes.get(name, ()), orders))
+
+        return difference(*_run(lambda: run_side_by_side(program, lookup, inputs)))
 
     return error
 
@@ -226,14 +231,15 @@ def slice_is_extraction(
     blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.Tensor], subnet: Subnet
 ) -> Check:
     """A sub-network in place against its extraction, in eval mode."""
-    runner = blueprint.sorted_runners["eval"]
+    runner, examples = blueprint.sorted_runners["eval"], _few(blueprint, examples, "eval")
     tensors, examples = _wide(tensors), list(_wide(dict(enumerate(examples))).values())
     name = f"slice = extraction ({'full' if subnet == blueprint.space.full else 'half'})"
-    args, kwargs = blueprint.signature.call(examples)
+    small = shrink(blueprint.programs["eval"], blueprint.plan, "eval", subnet)
     try:
         found = _run(lambda: runner((subnet.values,), tensors, examples))
-        small = extract(blueprint, tensors, subnet).eval()
-        expected = _run(lambda: small(*args, **kwargs))
+        expected = _run(
+            lambda: run_side_by_side(small, lambda key: [cut(blueprint.plan, key, tensors[key], subnet)], examples)
+        )[0]
     except Exception as error:  # whatever op refuses the smaller size
         return Check(name, float("inf"), SINGLE, f"{subnet}: {type(error).__name__}: {error}".splitlines()[0])
     return Check(name, difference(expected, found), SINGLE, str(subnet))
@@ -299,11 +305,11 @@ def _shuffle(size: int, generator: torch.Generator) -> list[int]:
     return order if order != list(range(size)) else order[1:] + order[:1]
 
 
-def _few(blueprint: Blueprint, examples: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """One sample where every input has a batch of any size and none needs the others: float64 is slow."""
+def _few(blueprint: Blueprint, examples: Sequence[torch.Tensor], mode: str) -> list[torch.Tensor]:
+    """One sample where every input has a batch of any size and none needs the others: running takes its time."""
     specs = blueprint.signature.specs
     batched = all(spec.shape and spec.shape[0] is None for spec in specs) and bool(specs)
-    together = any(argument(node, "training") is True for node in blueprint.programs["eval"].graph.nodes)
+    together = any(argument(node, "training") is True for node in blueprint.programs[mode].graph.nodes)
     return [t[:1] for t in examples] if batched and not together else list(examples)
 
 

@@ -70,7 +70,8 @@ def test_convert_tells_what_it_found_and_where_it_is(walk: Walk) -> None:
     assert "channels" in text
     assert "2 blocks" in text
     assert "elastic: " in text
-    assert "proof: passed" in text
+    assert "slice = extraction" in text
+    assert "FAILED" not in text
     assert text.splitlines()[-1] == "saved: sorted"
     assert sortify.load(walk.sorted).source == "model.pt"
 

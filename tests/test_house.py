@@ -36,7 +36,7 @@ ROOMS = [
     ["errors", "files"],
     ["dims", "structure", "graphs", "signature"],
     ["inputs", "trust", "sources"],
-    ["lifting", "capture"],
+    ["lifting", "capture", "interpreter"],
     ["axes"],
     ["depth"],
     ["plan"],

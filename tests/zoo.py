@@ -75,7 +75,7 @@ def randomize(module: nn.Module, seed: int) -> nn.Module:
     return module
 
 
-def _made(factory: Callable[..., nn.Module], *args: Any, **kwargs: Any) -> Callable[[], nn.Module]:
+def made(factory: Callable[..., nn.Module], *args: Any, **kwargs: Any) -> Callable[[], nn.Module]:
     """A builder that gives the same randomised weights each time and leaves the global random state alone."""
 
     def build() -> nn.Module:
@@ -136,41 +136,41 @@ TRANSFORMER = {"hidden": 1, "heads": 2, "inner": 2}
 
 def _stack(name: str, block: type[nn.Module], blocks: int = 2, **expected: Any) -> Case:
     """A stack of residual blocks of linear layers."""
-    build = _made(dense.Stack, block, blocks)
+    build = made(dense.Stack, block, blocks)
     return Case(name, build, ROW, {"hidden": 1, "inner": blocks}, (blocks,), **({"fixed": ("head.bias",)} | expected))
 
 
 def _attention(name: str, kind: attention.Attention, **expected: Any) -> Case:
     """Two pre-norm blocks with the given attention."""
-    build = _made(attention.TokenNet, kind)
+    build = made(attention.TokenNet, kind)
     return Case(name, build, SEQUENCE, TRANSFORMER, (2,), **({"fixed": ("head.bias",)} | expected))
 
 
 DENSE = (
-    Case("mlp", _made(dense.MLP), ROW, {"inner": 2}, fixed=("fc3.bias",)),
-    Case("batch_norm_mlp", _made(dense.BatchNormMLP), ROW, {"inner": 2}, fixed=("net.7.bias",)),
-    Case("residual_mlp", _made(dense.ResidualMLP), ROW, {"hidden": 1, "inner": 4}, (4,), fixed=("head.bias",)),
+    Case("mlp", made(dense.MLP), ROW, {"inner": 2}, fixed=("fc3.bias",)),
+    Case("batch_norm_mlp", made(dense.BatchNormMLP), ROW, {"inner": 2}, fixed=("net.7.bias",)),
+    Case("residual_mlp", made(dense.ResidualMLP), ROW, {"hidden": 1, "inner": 4}, (4,), fixed=("head.bias",)),
     _stack("glu_chunk", dense.GLUBlock),
     _stack("swiglu", dense.SwiGLUBlock),
     _stack("scalar_gate", dense.GatedBlock, fixed=("*.gate", "head.bias")),
     _stack("drop_path", dense.DropPathBlock, blocks=3),
-    Case("shared_layer", _made(dense.SharedLayer), ROW, {"inner": 1}, fixed=("head.bias",)),
-    Case("shared_block", _made(dense.SharedBlock), ROW, {"hidden": 1, "inner": 1}, (3,), fixed=("head.bias",)),
-    Case("dict_output", _made(dense.DictOutput), ROW, {"inner": 2}, fixed=("head.bias",)),
-    Case("model_output", _made(dense.ModelOutputNet), ROW, {"inner": 2}, share=0.98, fixed=("fc2.bias", "head.bias")),
-    Case("keyword_inputs", _made(dense.KeywordInputs), _masked_tokens, {"inner": 2}, fixed=("fc2.bias",)),
+    Case("shared_layer", made(dense.SharedLayer), ROW, {"inner": 1}, fixed=("head.bias",)),
+    Case("shared_block", made(dense.SharedBlock), ROW, {"hidden": 1, "inner": 1}, (3,), fixed=("head.bias",)),
+    Case("dict_output", made(dense.DictOutput), ROW, {"inner": 2}, fixed=("head.bias",)),
+    Case("model_output", made(dense.ModelOutputNet), ROW, {"inner": 2}, share=0.98, fixed=("fc2.bias", "head.bias")),
+    Case("keyword_inputs", made(dense.KeywordInputs), _masked_tokens, {"inner": 2}, fixed=("fc2.bias",)),
     Case(
         "position_buffer",
-        _made(dense.SinusoidalPositions),
+        made(dense.SinusoidalPositions),
         _tokens(20),
         {"hidden": 1, "inner": 2},
         (2,),
         fixed=("head.bias",),
     ),
-    Case("mixer", _made(dense.Mixer), _floats((3, 9, 12)), {"hidden": 1, "inner": 4}, (2,), fixed=("head.bias",)),
+    Case("mixer", made(dense.Mixer), _floats((3, 9, 12)), {"hidden": 1, "inner": 4}, (2,), fixed=("head.bias",)),
     Case(
         "cumulative_sum",
-        _made(dense.CumulativeSum),
+        made(dense.CumulativeSum),
         ROW,
         {"inner": 1},
         share=0.75,
@@ -179,7 +179,7 @@ DENSE = (
     ),
     Case(
         "sorted_features",
-        _made(dense.SortedFeatures),
+        made(dense.SortedFeatures),
         ROW,
         {"inner": 1},
         share=0.75,
@@ -201,19 +201,19 @@ ATTENTION = (
     _attention("multi_query", attention.MultiQuery, fixed=("*.kv.bias", "head.bias")),
     _attention("rotary", attention.RotaryAttention),
     _attention("relative_bias", attention.RelativeBiasAttention),
-    Case("encoder_module", _made(attention.EncoderNet), _tokens(20), TRANSFORMER, (2,), fixed=("head.bias",)),
+    Case("encoder_module", made(attention.EncoderNet), _tokens(20), TRANSFORMER, (2,), fixed=("head.bias",)),
     Case(
         "post_norm",
-        _made(attention.PostNorm),
+        made(attention.PostNorm),
         _tokens(20),
         {"hidden": 1, "heads": 3, "inner": 4},
         (3,),
         fixed=("head.bias",),
     ),
-    Case("tied_embeddings", _made(attention.TiedLM), _tokens(30), TRANSFORMER, (2,), share=1.0),
+    Case("tied_embeddings", made(attention.TiedLM), _tokens(30), TRANSFORMER, (2,), share=1.0),
     Case(
         "encoder_decoder",
-        _made(attention.EncoderDecoder),
+        made(attention.EncoderDecoder),
         _tokens(20, 22),
         {"hidden": 2, "heads": 6, "inner": 4},
         (2, 2),
@@ -221,7 +221,7 @@ ATTENTION = (
     ),
     Case(
         "tiny_vit",
-        _made(attention.TinyViT),
+        made(attention.TinyViT),
         IMAGE,
         TRANSFORMER,
         (2,),
@@ -230,20 +230,20 @@ ATTENTION = (
 )
 
 CONV = (
-    Case("resnet", _made(conv.ResNet), IMAGE, {"channels": 7}, (2, 2), fixed=("fc.bias",)),
-    Case("resnet_option_a", _made(conv.OptionAResNet), IMAGE, {"channels": 14}, (3, 2, 2), fixed=("fc.bias",)),
-    Case("unet", _made(conv.UNet), IMAGE, {"channels": 7}, fixed=("out.bias",)),
-    Case("densenet", _made(conv.DenseNet), IMAGE, {"channels": 8}, fixed=("fc.bias",)),
-    Case("shufflenet_1", _made(conv.ShuffleNet1), IMAGE, {"channels": 3}, (2,), fixed=("fc.bias",)),
-    Case("shufflenet_2", _made(conv.ShuffleNet2), IMAGE, {"channels": 6}, fixed=("fc.bias",)),
-    Case("resnext", _made(conv.GroupedNet, groups=4), IMAGE, {"channels": 5}, (2,), fixed=("fc.bias",)),
-    Case("many_groups", _made(conv.GroupedNet, groups=16), IMAGE, {"channels": 3}, (2,), fixed=("fc.bias",)),
-    Case("depthwise_multiplier", _made(conv.DepthwiseMultiplier), IMAGE, {"channels": 3}, fixed=("fc.bias",)),
-    Case("group_norm", _made(conv.GroupNormNet), IMAGE, {"channels": 3}, (2,), fixed=("fc.bias",)),
-    Case("squeeze_excite", _made(conv.SqueezeExciteNet), IMAGE, {"channels": 3, "inner": 2}, (2,), fixed=("fc.bias",)),
+    Case("resnet", made(conv.ResNet), IMAGE, {"channels": 7}, (2, 2), fixed=("fc.bias",)),
+    Case("resnet_option_a", made(conv.OptionAResNet), IMAGE, {"channels": 14}, (3, 2, 2), fixed=("fc.bias",)),
+    Case("unet", made(conv.UNet), IMAGE, {"channels": 7}, fixed=("out.bias",)),
+    Case("densenet", made(conv.DenseNet), IMAGE, {"channels": 8}, fixed=("fc.bias",)),
+    Case("shufflenet_1", made(conv.ShuffleNet1), IMAGE, {"channels": 3}, (2,), fixed=("fc.bias",)),
+    Case("shufflenet_2", made(conv.ShuffleNet2), IMAGE, {"channels": 6}, fixed=("fc.bias",)),
+    Case("resnext", made(conv.GroupedNet, groups=4), IMAGE, {"channels": 5}, (2,), fixed=("fc.bias",)),
+    Case("many_groups", made(conv.GroupedNet, groups=16), IMAGE, {"channels": 3}, (2,), fixed=("fc.bias",)),
+    Case("depthwise_multiplier", made(conv.DepthwiseMultiplier), IMAGE, {"channels": 3}, fixed=("fc.bias",)),
+    Case("group_norm", made(conv.GroupNormNet), IMAGE, {"channels": 3}, (2,), fixed=("fc.bias",)),
+    Case("squeeze_excite", made(conv.SqueezeExciteNet), IMAGE, {"channels": 3, "inner": 2}, (2,), fixed=("fc.bias",)),
     Case(
         "patch_merging",
-        _made(conv.PatchMergingNet),
+        made(conv.PatchMergingNet),
         IMAGE,
         {"hidden": 2, "inner": 4},
         (2, 2),
@@ -251,26 +251,26 @@ CONV = (
     ),
     Case(
         "convnext",
-        _made(conv.ConvNeXt),
+        made(conv.ConvNeXt),
         _floats((3, 3, 16, 16)),
         {"channels": 2, "inner": 4},
         (2, 2),
         fixed=("head.bias",),
     ),
-    Case("auxiliary_head", _made(conv.AuxiliaryHead), IMAGE, {"channels": 3}, fixed=("aux_fc.bias", "fc.bias")),
-    Case("flatten", _made(conv.FlattenNet), IMAGE, {"channels": 2, "inner": 1}, fixed=("fc2.bias",)),
-    Case("pixel_shuffle", _made(conv.PixelShuffle), IMAGE, {"channels": 2}, fixed=("conv3.bias",)),
-    Case("film", _made(conv.FiLM), _floats((3, 3, 8, 8), (3, 6)), {"channels": 2, "inner": 1}, fixed=("head.bias",)),
+    Case("auxiliary_head", made(conv.AuxiliaryHead), IMAGE, {"channels": 3}, fixed=("aux_fc.bias", "fc.bias")),
+    Case("flatten", made(conv.FlattenNet), IMAGE, {"channels": 2, "inner": 1}, fixed=("fc2.bias",)),
+    Case("pixel_shuffle", made(conv.PixelShuffle), IMAGE, {"channels": 2}, fixed=("conv3.bias",)),
+    Case("film", made(conv.FiLM), _floats((3, 3, 8, 8), (3, 6)), {"channels": 2, "inner": 1}, fixed=("head.bias",)),
 )
 
 MODELS = DENSE + ATTENTION + CONV
 
-NOTHING_ELASTIC = Case("nothing_elastic", _made(dense.NothingElastic), ROW, {}, share=0.0, fixed=("*",))
+NOTHING_ELASTIC = Case("nothing_elastic", made(dense.NothingElastic), ROW, {}, share=0.0, fixed=("*",))
 
 
 def _transformer(model: str, config: str, **sizes: Any) -> Callable[[], nn.Module]:
     """A transformers model with random weights, large enough that attention is not uniform."""
-    return _made(lambda: getattr(transformers, model)(getattr(transformers, config)(initializer_range=0.2, **sizes)))
+    return made(lambda: getattr(transformers, model)(getattr(transformers, config)(initializer_range=0.2, **sizes)))
 
 
 PHOTO = _floats((2, 3, 64, 64))
@@ -289,11 +289,11 @@ GPT2_SIZES = {"vocab_size": 99, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_posi
 GPT2_SIZES |= {"bos_token_id": 0, "eos_token_id": 0}
 
 LIBRARY = (
-    Case("resnet18", _made(torchvision.models.resnet18), PHOTO, {"channels": 12}, (2,), fixed=("fc.bias",)),
-    Case("resnet50", _made(torchvision.models.resnet50), PHOTO, {"channels": 37}, (2, 3, 5, 2), fixed=("fc.bias",)),
+    Case("resnet18", made(torchvision.models.resnet18), PHOTO, {"channels": 12}, (2,), fixed=("fc.bias",)),
+    Case("resnet50", made(torchvision.models.resnet50), PHOTO, {"channels": 37}, (2, 3, 5, 2), fixed=("fc.bias",)),
     Case(
         "mobilenet_v2",
-        _made(torchvision.models.mobilenet_v2),
+        made(torchvision.models.mobilenet_v2),
         PHOTO,
         {"channels": 25},
         (2, 3, 2, 2),
@@ -301,7 +301,7 @@ LIBRARY = (
     ),
     Case(
         "vit_b_16",
-        _made(torchvision.models.vit_b_16, image_size=64),  # all its layers, fewer tokens
+        made(torchvision.models.vit_b_16, image_size=64),  # all its layers, fewer tokens
         PHOTO,
         VISION_TRANSFORMER,
         (12,),
@@ -309,7 +309,7 @@ LIBRARY = (
     ),
     Case(
         "vit_tiny_patch16_224",
-        _made(timm.create_model, "vit_tiny_patch16_224"),
+        made(timm.create_model, "vit_tiny_patch16_224"),
         LARGE_PHOTO,
         VISION_TRANSFORMER,
         (12,),
@@ -317,7 +317,7 @@ LIBRARY = (
     ),
     Case(
         "convnext_atto",
-        _made(timm.create_model, "convnext_atto"),
+        made(timm.create_model, "convnext_atto"),
         PHOTO,
         {"channels": 16},
         (2, 2, 6, 2),
