@@ -15,7 +15,6 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +22,10 @@ import torch
 from torch import fx, nn
 
 from sortify.errors import CaptureError
+from sortify.exporting import Exporter, describe_place, settle, wanted_open
 from sortify.lifting import DTYPE, Program, lift
-from sortify.signature import LeafSpec, Signature
+from sortify.prepare import check_memory, check_module, open_dataclasses, to_device_of
+from sortify.signature import Signature
 
 
 @dataclass(frozen=True)
@@ -48,51 +49,57 @@ class Captured:
     notes: tuple[str, ...]
 
 
-def capture(module: nn.Module, example_inputs: tuple[Any, ...] | Mapping[str, Any]) -> Captured:
+def capture(
+    module: nn.Module,
+    example_inputs: tuple[Any, ...] | Mapping[str, Any],
+    dynamic: Mapping[str, Sequence[int]] | None = None,
+) -> Captured:
     """Capture `module` in train and eval mode.
 
     Args:
         module: any module; it is not changed.
         example_inputs: positional inputs as a tuple, or keyword inputs as a dict. Dimension 0 of every tensor (the
-            batch), and dimension 1 of integer tensors of rank 2 (a sequence), stay dynamic where the model allows it.
+            batch), and dimension 1 of integer tensors of rank 2 (a sequence), stay open where the model allows it.
+        dynamic: further dimensions to leave open, by input: {"x": (2, 3)} for the height and width of images.
 
     Raises:
         CaptureError: the model cannot be captured with these inputs.
     """
-    args, kwargs, notes = _ordered(module, example_inputs)
+    notes = check_module(module)
+    args, kwargs, added = _ordered(module, example_inputs)
+    open_dataclasses((args, kwargs))
+    (args, kwargs), moved = to_device_of(module, (args, kwargs))
     args, kwargs = _two_samples(args), _two_samples(kwargs)
     signature = Signature.of(module.forward, args, kwargs)
     leaves = [leaf for leaf in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
     names = _names(module)
-    programs, specs = {}, list[LeafSpec]()
+    wanted = wanted_open(leaves, signature.tensor_names, dynamic)
+    export = Exporter(module, args, kwargs, wanted)
+    programs, specs = {}, None
     constants: dict[str, torch.Tensor] = {}
     reference: fx.Graph | None = None
     for mode in ("train", "eval"):
-        exported, missed = _export(module, args, kwargs, training=mode == "train")
-        programs[mode], found, specs = lift(exported, names)
+        programs[mode], found, seen = lift(export(mode == "train"), names)
         constants |= found
-        missed += _settled(signature, specs, leaves)
-        notes += [note for note in missed if note not in notes]
+        specs = settle(seen, specs)
         if any(_dtypes(programs[mode].graph)):
             if reference is None or not _alike(programs[mode].graph, reference):
-                reference = _reference(module, args, kwargs, names, mode == "train")
+                reference = _reference(export, names, mode == "train")
             _follow_dtype(programs[mode], reference)
     tensors, infos, aliases = _tensors(module, constants)
-    return Captured(programs, tensors, infos, aliases, signature.with_specs(specs), tuple(leaves), tuple(notes))
+    shared = check_memory(tensors, constants)
+    fixed = [
+        describe_place(place, signature.tensor_names, leaves)
+        + (f": {export.refused[place]}" if place in export.refused else "")
+        for place in wanted
+        if specs is not None and specs[place[0]].shape[place[1]] is not None
+    ]
+    notes += [*added, *moved, *fixed, *shared]
+    return Captured(programs, tensors, infos, aliases, signature.with_specs(specs or []), tuple(leaves), tuple(notes))
 
 
 ENDS = {sign * torch.finfo(dtype).max for dtype in (torch.float32, torch.bfloat16) for sign in (1, -1)}
 CACHE = "use_cache"  # the argument by which transformers models hand out their key-value cache
-
-
-def _settled(signature: Signature, specs: Sequence[LeafSpec], leaves: Sequence[torch.Tensor]) -> list[str]:
-    """What was asked to stay free and is fixed nevertheless, because the model combines it with a number."""
-    return [
-        f"input '{name}': dimension {dim} ({('the batch size', 'the sequence length')[dim]}) is fixed at {size}"
-        for name, spec, leaf in zip(signature.tensor_names, specs, leaves, strict=True)
-        for dim, size in enumerate(spec.shape)
-        if size is not None and dim in (_dynamic(leaf, 2) or {})
-    ]
 
 
 def _ordered(module: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any], list[str]]:
@@ -121,67 +128,6 @@ def _two_samples(value: Any) -> Any:
     if not leaves or any(t.dim() == 0 or t.shape[0] != 1 for t in leaves):
         return value
     return torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: torch.cat([t, t]), value)
-
-
-def _export(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool
-) -> tuple[fx.GraphModule, list[str]]:
-    """Export with as many dynamic dimensions as the model allows, and say which were given up."""
-    notes, first, tried = list[str](), None, list[Any]()
-    for level, note in ((2, "the sequence length"), (1, "the batch size"), (0, "")):
-        shapes = _shapes(module, args, kwargs, level)
-        if shapes in tried:
-            continue
-        tried.append(shapes)
-        try:
-            with mode_of(module, training):
-                exported = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
-            return exported.module(check_guards=False), notes
-        except Exception as error:
-            first = first or error
-            notes.append(f"{note} is fixed to the example's: {_first_line(error)}")
-    raise CaptureError(
-        f"{type(module).__name__} cannot be captured by torch.export ({'train' if training else 'eval'} mode): "
-        f"{type(first).__name__}: {_first_line(first)}"
-    ) from first
-
-
-def _shapes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], level: int) -> Any:
-    """The dynamic dimensions of every input, in the form that torch.export takes."""
-    positional, named = torch.utils._pytree.tree_map(lambda leaf: _dynamic(leaf, level), (args, kwargs))
-    parameters = list(inspect.signature(module.forward).parameters.values())
-    plain = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    spread = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), None)
-    by_name = dict(zip(plain, positional, strict=False))
-    if spread is not None and len(positional) > len(plain):
-        by_name[spread] = tuple(positional[len(plain) :])
-    return {**by_name, **named}
-
-
-def _dynamic(leaf: Any, level: int) -> dict[int, Any] | None:
-    if not isinstance(leaf, torch.Tensor):
-        return None
-    auto = torch.export.Dim.AUTO
-    dims = {0: auto} if level >= 1 and leaf.dim() else {}
-    sequence = level >= 2 and leaf.dim() == 2 and not leaf.dtype.is_floating_point
-    return {**dims, 1: auto} if sequence else dims
-
-
-def _first_line(error: BaseException | None) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else repr(error)
-
-
-@contextmanager
-def mode_of(module: nn.Module, training: bool) -> Iterator[None]:
-    """Put every sub-module in one mode for a while; afterwards each has its own again."""
-    before = {child: child.training for child in module.modules()}
-    module.train(training)
-    try:
-        yield
-    finally:
-        for child, flag in before.items():
-            child.training = flag
 
 
 def _names(module: nn.Module) -> dict[str, str]:
@@ -264,10 +210,10 @@ def _rewire(graph: fx.Graph, other: fx.Graph) -> None:
         node.kwargs = {key: taken(value, twin.kwargs.get(key)) for key, value in node.kwargs.items()}
 
 
-def _reference(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: Mapping[str, str], training: bool
-) -> fx.Graph | None:
+def _reference(export: Exporter, names: Mapping[str, str], training: bool) -> fx.Graph | None:
+    """The same capture of a copy in another dtype; None where the model cannot run in it."""
     cast: dict[int, Any] = {}
+    module = export.module
     tensors = [*module.parameters(), *module.buffers()]
     own = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
     dtype = torch.float32 if own == torch.bfloat16 else torch.bfloat16
@@ -276,10 +222,9 @@ def _reference(
         cast[id(tensor)] = nn.Parameter(other, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else other
     try:
         twin = copy.deepcopy(module, cast)
-        inputs = torch.utils._pytree.tree_map_only(
-            torch.Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, (args, kwargs)
+        args, kwargs = torch.utils._pytree.tree_map_only(
+            torch.Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, (export.args, export.kwargs)
         )
-        exported, _ = _export(twin, *inputs, training=training)
-        return lift(exported, names)[0].graph
+        return lift(Exporter(twin, args, kwargs, export.wanted)(training), names)[0].graph
     except Exception:  # a model that cannot run in another dtype tells nothing: its own dtype is then followed
         return None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -26,12 +27,14 @@ from sortify.errors import AxesError, ProofError
 from sortify.inputs import example_inputs_for
 from sortify.model import SortedModel
 from sortify.plan import make_plan
+from sortify.prepare import unwrap
 
 
 def sortify(
     module: nn.Module,
     example_inputs: tuple[Any, ...] | Mapping[str, Any] | torch.Tensor | None = None,
     *,
+    dynamic: Mapping[str, Sequence[int]] | None = None,
     progress: bool = False,
     source: str | None = None,
 ) -> SortedModel:
@@ -41,6 +44,7 @@ def sortify(
         module: the model; it is not changed.
         example_inputs: positional inputs as a tuple, keyword inputs as a dict, or None to infer them from what the
             module says about itself (timm, torchvision and transformers models do).
+        dynamic: dimensions to leave open beside batch and sequence, by input: {"x": (2, 3)} for images of any size.
         progress: show the stages on the terminal.
         source: where the model comes from, noted for people.
 
@@ -53,15 +57,16 @@ def sortify(
         AxesError: nothing in it is elastic; the message says why.
         ProofError: the rewritten model does not equal the original.
     """
+    module, unwrapped = unwrap(module)
     with _stages(progress) as enter, _garbage_kept():
         inputs: Any = example_inputs if example_inputs is not None else example_inputs_for(module, source or "", None)
         enter("capture")
-        captured = capture(module, inputs)
+        captured = capture(module, inputs, dynamic)
         enter("analysis")
         analysis = analyse(captured, RULES)
         chains, notes = find_chains(captured, analysis)
         enter("proof")
-        blueprint, report = _proven(captured, analysis, chains, [*captured.notes, *notes], module, source)
+        blueprint, report = _proven(captured, analysis, chains, [*unwrapped, *captured.notes, *notes], module, source)
         report = replace(report, seconds=enter(None))
         model = SortedModel(blueprint, captured.tensors, captured.examples, report)
         return model.train(module.training)
@@ -144,7 +149,7 @@ def _stages(progress: bool) -> Iterator[Enter]:
     seconds: dict[str, float] = {}
     stage: str | None = None
     since = time.perf_counter()
-    status = Console(stderr=True).status("starting") if progress else None
+    status = Console(file=sys.stderr).status("starting") if progress else None
 
     def enter(name: str | None) -> dict[str, float]:
         nonlocal stage, since

@@ -18,13 +18,13 @@ from safetensors.torch import save_file
 from torch import fx, nn
 
 from sortify.blueprint import Blueprint
-from sortify.capture import mode_of
 from sortify.dims import Dim, active, full, positions
 from sortify.errors import SortifyError
 from sortify.files import replacing
 from sortify.lifting import Program
 from sortify.network import GraphModule, Runner
 from sortify.plan import Plan
+from sortify.prepare import mode_of
 from sortify.rewrite import set_size
 from sortify.space import Subnet
 

@@ -19,11 +19,12 @@ from torch import fx, nn
 
 from sortify.axes.rules.table import position_of
 from sortify.blueprint import Blueprint
-from sortify.capture import mode_of
+from sortify.errors import CaptureError
 from sortify.extract import cut, pick, shrink
 from sortify.interpreter import run_side_by_side
 from sortify.lifting import Program
 from sortify.network import argument, running_statistics, used_tensors
+from sortify.prepare import mode_of
 from sortify.space import Subnet
 
 Tensors = Mapping[str, torch.Tensor]
@@ -158,21 +159,30 @@ def identity(
     blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.Tensor], mode: str, original: nn.Module | None
 ) -> Check:
     """The rewritten full model against the original: outputs, and in training the buffers that a step changes."""
-    runner, examples = blueprint.sorted_runners[mode], _few(blueprint, examples, mode)
+    runner, examples, again = blueprint.sorted_runners[mode], *(_few(blueprint, examples, mode) for _ in range(2))
     ours, theirs = _clones(tensors, blueprint), _clones(tensors, blueprint)
     if original is None:
-        expected = _run(lambda: blueprint.plain_runners[mode]((), theirs, examples))
+        expected = _run(lambda: blueprint.plain_runners[mode]((), theirs, again))
     else:
-        args, kwargs = blueprint.signature.call(examples)
+        args, kwargs = blueprint.signature.call(again)
         state = {name: t for name, t in theirs.items() if blueprint.infos[name].kind != "constant"}
         with mode_of(original, mode == "train"):
-            expected = _run(lambda: torch.func.functional_call(original, state, args, kwargs))
+            expected = _run(lambda: _original(original, state, args, kwargs))
     found = _run(lambda: runner((blueprint.space.full.values,), ours, examples))
     error = difference(expected, found)
     changed = [name for name, info in blueprint.infos.items() if info.kind != "parameter" and name in tensors]
     error = max([error, *(difference(theirs[name], ours[name]) for name in changed)])
     note = f"full model = {'captured graph' if original is None else 'original'}"
     return Check(f"identity ({mode})", error, SINGLE, note)
+
+
+def _original(module: nn.Module, state: dict[str, torch.Tensor], args: Any, kwargs: Any) -> Any:
+    """The original's own output; where it cannot run, the example inputs are at fault."""
+    try:
+        return torch.func.functional_call(module, state, args, kwargs)
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise CaptureError(f"{type(module).__name__} itself does not run on the example inputs: {text}") from error
 
 
 def permutation(
@@ -236,7 +246,7 @@ def slice_is_extraction(
     name = f"slice = extraction ({'full' if subnet == blueprint.space.full else 'half'})"
     small = shrink(blueprint.programs["eval"], blueprint.plan, "eval", subnet)
     try:
-        found = _run(lambda: runner((subnet.values,), tensors, examples))
+        found = _run(lambda: runner((subnet.values,), _clones(tensors, blueprint), [t.clone() for t in examples]))
         expected = _run(
             lambda: run_side_by_side(small, lambda key: [cut(blueprint.plan, key, tensors[key], subnet)], examples)
         )[0]
@@ -310,7 +320,7 @@ def _few(blueprint: Blueprint, examples: Sequence[torch.Tensor], mode: str) -> l
     specs = blueprint.signature.specs
     batched = all(spec.shape and spec.shape[0] is None for spec in specs) and bool(specs)
     together = any(argument(node, "training") is True for node in blueprint.programs[mode].graph.nodes)
-    return [t[:1] for t in examples] if batched and not together else list(examples)
+    return [(t[:1] if batched and not together else t).clone() for t in examples]
 
 
 def _moved(examples: Sequence[torch.Tensor], tensors: Tensors) -> list[torch.Tensor]:

@@ -36,7 +36,7 @@ ROOMS = [
     ["errors", "files"],
     ["dims", "structure", "graphs", "signature"],
     ["inputs", "trust", "sources"],
-    ["lifting", "capture", "interpreter"],
+    ["lifting", "prepare", "exporting", "capture", "interpreter"],
     ["axes"],
     ["depth"],
     ["plan"],

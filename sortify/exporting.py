@@ -1,0 +1,190 @@
+"""Export: torch.export with as many open sizes as the model allows.
+
+Asked for are the batch (dimension 0 of every tensor), the sequence (dimension 1 of integer tensors of rank 2) and what
+the caller names. Where the tracer refuses, dimensions are given up one by one, and each that is lost is told.
+"""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from sortify.errors import CaptureError
+from sortify.prepare import mode_of, open_dataclasses, quiet_tracing
+from sortify.signature import LeafSpec
+
+Place = tuple[int, int]
+"""Number of the input tensor, dimension."""
+
+
+def wanted_open(
+    leaves: Sequence[torch.Tensor], names: Sequence[str], more: Mapping[str, Sequence[int]] | None = None
+) -> list[Place]:
+    """The dimensions that should stay open, batches first.
+
+    Args:
+        leaves: the input tensors; names: what users call them.
+        more: further dimensions by the name of the input.
+
+    Raises:
+        CaptureError: `more` names no input tensor or no dimension of it.
+    """
+    batches = [(i, 0) for i, leaf in enumerate(leaves) if leaf.dim()]
+    sequences = [(i, 1) for i, leaf in enumerate(leaves) if leaf.dim() == 2 and not leaf.dtype.is_floating_point]
+    asked = list[Place]()
+    for name, dims in (more or {}).items():
+        if name not in names:
+            raise CaptureError(f"dynamic: '{name}' is no input tensor; there are {', '.join(names) or 'none'}")
+        number = names.index(name)
+        for dim in dims:
+            if not 0 <= dim < leaves[number].dim():
+                raise CaptureError(f"dynamic: input '{name}' has dimensions 0 to {leaves[number].dim() - 1}, not {dim}")
+            asked.append((number, dim))
+    return list(dict.fromkeys([*batches, *sequences, *asked]))
+
+
+def describe_place(place: Place, names: Sequence[str], leaves: Sequence[torch.Tensor]) -> str:
+    """Such as: input 'tokens': dimension 1 (the sequence length) is fixed at 16."""
+    number, dim = place
+    leaf = leaves[number]
+    sequence = dim == 1 and leaf.dim() == 2 and not leaf.dtype.is_floating_point
+    meaning = " (the batch size)" if dim == 0 else " (the sequence length)" if sequence else ""
+    return f"input '{names[number]}': dimension {dim}{meaning} is fixed at {leaf.shape[dim]}"
+
+
+class Exporter:
+    """Exports one module at one example call, in either mode.
+
+    Args:
+        module: the module; args, kwargs: the example call.
+        wanted: the dimensions to leave open; what one mode cannot have open is not asked of the next one.
+    """
+
+    def __init__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], wanted: Sequence[Place]
+    ) -> None:
+        self.module, self.args, self.kwargs = module, args, dict(kwargs)
+        self.wanted = list(wanted)
+        self.refused: dict[Place, str] = {}
+        self.parameters = list(inspect.signature(module.forward).parameters.values())
+
+    def __call__(self, training: bool) -> fx.GraphModule:
+        """The exported module, with a reason in `refused` for each dimension that had to be given up.
+
+        Raises:
+            CaptureError: it cannot be exported even with every size fixed.
+        """
+        try:
+            return self._export(self.wanted, training)
+        except Exception as error:
+            first = error
+        if self._learn_outputs(training):
+            return self(training)
+        try:
+            found = self._export([], training)
+        except Exception:
+            name, mode = type(self.module).__name__, "train" if training else "eval"
+            why = f"{type(first).__name__}: {first_line(first)}{line_of(first)}"
+            raise CaptureError(f"{name} cannot be captured by torch.export ({mode} mode): {why}") from first
+        kept = list[Place]()
+        groups = self._groups()
+        for group in groups if len(groups) > 1 else []:
+            try:
+                found = self._export([*kept, *group], training)
+                kept += group
+            except Exception as error:
+                self.refused |= dict.fromkeys(group, first_line(error))
+        if len(groups) == 1:
+            self.refused |= dict.fromkeys(groups[0], first_line(first))
+        self.wanted = kept
+        return found
+
+    def _groups(self) -> list[list[Place]]:
+        """The batches of all inputs together, then every other dimension by itself."""
+        batches = [place for place in self.wanted if place[1] == 0]
+        return [*([batches] if batches else []), *([place] for place in self.wanted if place[1] != 0)]
+
+    def _export(self, opened: Sequence[Place], training: bool) -> fx.GraphModule:
+        shapes = self._shapes(set(opened))
+        with mode_of(self.module, training), quiet_tracing():
+            exported = torch.export.export(self.module, self.args, self.kwargs, dynamic_shapes=shapes, strict=False)
+            return exported.module(check_guards=False)
+
+    def _shapes(self, opened: set[Place]) -> Any:
+        """The open dimensions of every input, in the form that torch.export takes."""
+        number = iter(range(1 << 30))
+
+        def describe(leaf: Any) -> dict[int, Any] | None:
+            if not isinstance(leaf, torch.Tensor):
+                return None
+            own = next(number)
+            return {dim: torch.export.Dim.AUTO for dim in range(leaf.dim()) if (own, dim) in opened}
+
+        positional, named = ([_described(v, describe) for v in self.args], _described(self.kwargs, describe))
+        plain = [p.name for p in self.parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        spread = next((p.name for p in self.parameters if p.kind is p.VAR_POSITIONAL), None)
+        by_name = dict(zip(plain, positional, strict=False))
+        if spread is not None and len(positional) > len(plain):
+            by_name[spread] = tuple(positional[len(plain) :])
+        return {**by_name, **named}
+
+    def _learn_outputs(self, training: bool) -> bool:
+        """Run the module once for the dataclasses that it returns; whether there are any new ones."""
+        try:
+            return open_dataclasses(run_untouched(self.module, self.args, self.kwargs, training))
+        except Exception as error:
+            raise CaptureError(
+                f"{type(self.module).__name__} itself does not run on the example inputs "
+                f"({'train' if training else 'eval'} mode): {type(error).__name__}: {first_line(error)}"
+            ) from error
+
+
+def _described(value: Any, describe: Callable[[Any], Any]) -> Any:
+    """Each leaf described; classes that are no plain containers become the list of their parts, as export wants."""
+    if value is None or pytree.tree_is_leaf(value):
+        return describe(value)
+    children, spec = pytree.SUPPORTED_NODES[pytree._get_node_type(value)].flatten_fn(value)
+    parts = [_described(child, describe) for child in children]
+    if pytree._get_node_type(value) not in pytree.BUILTIN_TYPES:
+        return parts
+    return pytree.SUPPORTED_NODES[pytree._get_node_type(value)].unflatten_fn(parts, spec)
+
+
+def run_untouched(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool) -> Any:
+    """The output of one call without gradients that changes neither the module, nor the inputs, nor random state."""
+    state = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, dict(kwargs)))
+    with torch.random.fork_rng(), torch.no_grad(), mode_of(module, training):
+        return torch.func.functional_call(module, state, args, dict(kwargs))
+
+
+def settle(specs: Sequence[LeafSpec], other: Sequence[LeafSpec] | None) -> list[LeafSpec]:
+    """What both modes take: a size that one of them fixes is fixed."""
+    if other is None:
+        return list(specs)
+    return [
+        replace(a, shape=tuple(x if y is None else y for x, y in zip(a.shape, b.shape, strict=True)))
+        for a, b in zip(specs, other, strict=True)
+    ]
+
+
+def line_of(error: BaseException) -> str:
+    """The innermost line of the user's code that an error went through, as ` (file:line)`."""
+    trace = traceback.extract_tb(error.__traceback__)
+    inside = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+    own = [frame for frame in trace if not frame.filename.startswith((*inside, "<"))]
+    return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
+
+
+def first_line(error: BaseException | None) -> str:
+    """The first line of an error's message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else repr(error)

@@ -1,0 +1,161 @@
+"""What stands between a user's module and its capture.
+
+Wrappers are taken off, what cannot be captured is refused in one line, and what changes its meaning is said. A run
+of the module, real or traced, leaves its attributes as they were.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parameter import is_lazy
+from torch.utils import _pytree as pytree
+
+from sortify.errors import CaptureError
+
+WRAPPERS: tuple[tuple[type[nn.Module], str], ...] = (
+    (torch._dynamo.OptimizedModule, "_orig_mod"),
+    (nn.DataParallel, "module"),
+    (nn.parallel.DistributedDataParallel, "module"),
+)
+"""Modules of torch that only run another one, and the attribute that holds it."""
+
+
+def unwrap(module: nn.Module) -> tuple[nn.Module, list[str]]:
+    """The module inside `torch.compile`, `DataParallel` and `DistributedDataParallel`, and what to say about it."""
+    notes = []
+    while (inner := _inside(module)) is not None:
+        notes.append(f"{type(module).__name__} was taken off: the module inside was converted, under its own names")
+        module = inner
+    return module, notes
+
+
+def _inside(module: Any) -> nn.Module | None:
+    return next((getattr(module, attribute) for kind, attribute in WRAPPERS if isinstance(module, kind)), None)
+
+
+def check_module(module: Any) -> list[str]:
+    """What to say about a module that can be captured.
+
+    Raises:
+        CaptureError: it is no module, is scripted, or its parameters have no sizes yet, are sharded, or lie on
+            several devices.
+    """
+    if not isinstance(module, nn.Module):
+        raise CaptureError(f"expected a torch.nn.Module, got {type(module).__name__}")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise CaptureError(f"{module.original_name} is a torch.jit module, which cannot be captured: give the original")
+    devices = dict[str, str]()
+    for name, parameter in module.named_parameters():
+        if is_lazy(parameter):
+            raise CaptureError(f"parameter {name} has no size yet: run the model once on an input, then convert it")
+        if isinstance(parameter, DTensor):
+            raise CaptureError(f"parameter {name} is sharded over several processes: convert before sharding")
+        devices.setdefault(str(parameter.device), name)
+    if len(devices) > 1:
+        places = ", ".join(f"{name} on {device}" for device, name in devices.items())
+        raise CaptureError(f"parameters lie on several devices ({places}): move the model to one of them first")
+    return _about_hooks(module)
+
+
+def _about_hooks(module: nn.Module) -> list[str]:
+    """Hooks are Python: what they compute is recorded, they themselves are not kept."""
+    notes = []
+    for kinds, text in (
+        (("_forward_hooks", "_forward_pre_hooks"), "forward hooks of {} are recorded as part of the graph"),
+        (("_backward_hooks", "_backward_pre_hooks"), "backward hooks of {} are left out: they do not run any more"),
+    ):
+        found = [name or "the model" for name, m in module.named_modules() if any(getattr(m, k) for k in kinds)]
+        rest = [f"and {len(found) - 3} more"] if len(found) > 3 else []
+        notes += [text.format(", ".join([*found[:3], *rest]))] if found else []
+    return notes
+
+
+def to_device_of(module: nn.Module, inputs: Any) -> tuple[Any, list[str]]:
+    """Example inputs on the device of the parameters, and a note where they were elsewhere."""
+    device = next((p.device for p in module.parameters()), None)
+    elsewhere = {t.device for t in pytree.tree_leaves(inputs) if isinstance(t, torch.Tensor) and t.device != device}
+    if device is None or not elsewhere:
+        return inputs, []
+    if any(other.type == "meta" for other in elsewhere):
+        raise CaptureError(f"the example inputs have no data (meta device), the model is on {device}: give real ones")
+    moved = pytree.tree_map_only(torch.Tensor, lambda t: t.to(device), inputs)
+    return moved, [f"the example inputs were moved to the model's device ({device})"]
+
+
+def check_memory(tensors: Mapping[str, torch.Tensor], constants: Mapping[str, torch.Tensor]) -> list[str]:
+    """What to say about parameters that share memory.
+
+    Raises:
+        CaptureError: a plain attribute is a view of a parameter; trained on its own it would be another model.
+    """
+    owners = dict[int, str]()
+    notes = []
+    for name, tensor in tensors.items():
+        if isinstance(tensor, nn.Parameter) and tensor.device.type != "meta" and tensor.numel():
+            first = owners.setdefault(tensor.data_ptr(), name)
+            if first != name:
+                notes.append(
+                    f"{name} and {first} share memory but are two parameters: they are independent from now on; "
+                    f"assign one nn.Parameter to both to tie them"
+                )
+    storages = {tensors[name].untyped_storage().data_ptr(): name for name in owners.values()}
+    for name, tensor in constants.items():
+        owner = storages.get(tensor.untyped_storage().data_ptr()) if tensor.device.type != "meta" else None
+        if owner is not None and tensor.numel():
+            raise CaptureError(
+                f"attribute {name.partition('.')[2]} is a view of parameter {owner} and would not follow it in "
+                f"training: take the view in forward"
+            )
+    return notes
+
+
+def open_dataclasses(value: Any) -> bool:
+    """Make the dataclasses in a nested value known to torch.utils._pytree; whether there were new ones."""
+    found = False
+    for leaf in pytree.tree_leaves(value):
+        kind = type(leaf)
+        if dataclasses.is_dataclass(kind) and kind not in pytree.SUPPORTED_NODES:
+            name = f"{kind.__module__}.{kind.__qualname__}"
+            pytree.register_dataclass(kind, serialized_type_name=name)
+            open_dataclasses(leaf)
+            found = True
+    return found
+
+
+@contextmanager
+def mode_of(module: nn.Module, training: bool) -> Iterator[None]:
+    """Put every sub-module in one mode for a while; afterwards each has its own again, and its attributes of before.
+
+    A forward may keep what it computed (`self.last = y`); a traced one would leave tensors without data behind.
+    """
+    before = {child: dict(vars(child)) for child in module.modules()}
+    module.train(training)
+    try:
+        yield
+    finally:
+        for child, attributes in before.items():
+            vars(child).clear()
+            vars(child).update(attributes)
+
+
+@contextmanager
+def quiet_tracing() -> Iterator[None]:
+    """An attempt that fails is no news: torch's tracer would log pages about it and print the graph so far."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
