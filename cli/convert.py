@@ -38,6 +38,18 @@ def run(
         typer.Option("--input", metavar="SIZES", help="Example inputs: 2x3x32x32, or input_ids=2x16:int64<1000."),
     ] = None,
     trust: Annotated[bool, typer.Option("--trust", help="Load a file of unknown classes: this runs its code.")] = False,
+    fix: Annotated[
+        str,
+        typer.Option(
+            "--fix", metavar="PATTERNS", help="Axes, blocks or parameters to leave as they are: 'head.*,layers.0'."
+        ),
+    ] = "",
+    free: Annotated[
+        str, typer.Option("--free", metavar="PATTERNS", help="Axes to cut that stay full by default: '*.head_dim'.")
+    ] = "",
+    opaque: Annotated[
+        str, typer.Option("--opaque", metavar="PATTERNS", help="Modules not to look into: 'encoder.pooler'.")
+    ] = "",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that has been trained.")] = False,
     verbose: Verbose = False,
 ) -> None:
@@ -46,12 +58,17 @@ def run(
         raise typer.BadParameter(f"{dir} holds a model in training or trained: say --overwrite, or another -o DIR")
     found = sortify.load_source(source, trust=trust, input=input)
     module, examples = _callable(found, source)
-    model = sortify.sortify(module, examples, progress=True, source=source)
+    fixed, freed, closed = (_patterns(text) for text in (fix, free, opaque))
+    model = sortify.sortify(module, examples, fix=fixed, free=freed, opaque=closed, progress=True, source=source)
     model.save(dir)
     for name in LEFT_BY_TRAINING:
         _remove(dir / name)
     _report(model, found.name)
     say(f"saved: {dir}")
+
+
+def _patterns(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _callable(found: sortify.Source, source: str) -> tuple[Any, Any]:

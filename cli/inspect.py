@@ -33,12 +33,19 @@ else:
 def run(
     dir: Directory = SORTED,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    why: Annotated[
+        bool,
+        typer.Option("--why", help="Tell of every fixed dimension what made it so, where, and what would free it."),
+    ] = False,
     verbose: Verbose = False,
 ) -> None:
     """Show axes, depth, what is fixed and why, costs, and what was trained."""
     model = sortify.load(dir)
     if as_json:
         say(json.dumps(facts(model), indent=1))
+        return
+    if why:
+        show(_why(model))
         return
     say(f"{dir}: from {model.source or 'a module'}; trained: {trained_text(model)}")
     show(_axes(model))
@@ -86,7 +93,16 @@ def _chains(model: sortify.SortedModel) -> Any:
 def _frozen(model: sortify.SortedModel) -> Any:
     """One row per reason, with the first place."""
     made = table("fixed because", "times", "for instance", right=("times",), title="what is not elastic")
-    first = {reason(frozen.why): frozen.where for frozen in reversed(model.frozen)}
+    first = {reason(frozen): frozen.where for frozen in reversed(model.frozen)}
     for why, count in frozen_reasons(model):
         made.add_row(why, str(count), first[why])
+    return made
+
+
+def _why(model: sortify.SortedModel) -> Any:
+    """One row per fixed dimension, with all that is known of it."""
+    columns = ("what", "is fixed because", "by", "in module", "at", "what would free it")
+    made = table(*columns, title=counted(len(model.frozen), "fixed dimension"))
+    for frozen in model.frozen:
+        made.add_row(frozen.where, frozen.why, frozen.op, frozen.module, frozen.source, frozen.remedy)
     return made

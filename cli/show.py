@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -22,8 +21,6 @@ else:
 
 WIDE = 140
 """Columns where there is no terminal."""
-PLACE = re.compile(r"^(\S+)(?: in \S+)?(?: \([^()]*:\d+\))?: ")
-"""An operation, its module and its line at the start of a reason."""
 
 
 def console(*, error: bool = False) -> Console:
@@ -120,12 +117,12 @@ def elastic_share(model: sortify.SortedModel) -> float:
 
 def frozen_reasons(model: sortify.SortedModel) -> list[tuple[str, int]]:
     """Why something is not elastic, and how often; the most frequent reason first."""
-    return Counter(reason(frozen.why) for frozen in model.frozen).most_common()
+    return Counter(map(reason, model.frozen)).most_common()
 
 
-def reason(why: str) -> str:
-    """A reason without its place: `aten.conv2d.default in stem (net.py:3): kernel size` is told once for all."""
-    return PLACE.sub(r"\1: ", why)
+def reason(frozen: sortify.Frozen) -> str:
+    """A reason without its place: the same reason in many modules is told once."""
+    return f"{frozen.op}: {frozen.why}" if frozen.op else frozen.why
 
 
 def trained_text(model: sortify.SortedModel) -> str:

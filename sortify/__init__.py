@@ -19,6 +19,8 @@ Rooms, in the order in which data flows, each importing only what stands before 
 
 from __future__ import annotations
 
+from sortify.axes.rules.registration import register_rule
+from sortify.axes.rules.table import Call
 from sortify.convert import sortify
 from sortify.cost import Cost
 from sortify.data import Data, load_data
@@ -58,6 +60,7 @@ __all__ = [
     "Axis",
     "Block",
     "BudgetError",
+    "Call",
     "CaptureError",
     "Chain",
     "Check",
@@ -90,6 +93,7 @@ __all__ = [
     "load_data",
     "load_source",
     "make_sampler",
+    "register_rule",
     "sortify",
     "task_for",
     "write",

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import nn
 from sortify import proof
 from sortify.axes import algebra
 from sortify.axes.analysis import Analysis, analyse
+from sortify.axes.control import Control
 from sortify.axes.rules import RULES
 from sortify.blueprint import Blueprint
 from sortify.capture import Captured, capture
@@ -35,6 +36,9 @@ def sortify(
     example_inputs: tuple[Any, ...] | Mapping[str, Any] | torch.Tensor | None = None,
     *,
     dynamic: Mapping[str, Sequence[int]] | None = None,
+    fix: Sequence[str] = (),
+    free: Sequence[str] = (),
+    opaque: Sequence[str] = (),
     progress: bool = False,
     source: str | None = None,
 ) -> SortedModel:
@@ -45,6 +49,10 @@ def sortify(
         example_inputs: positional inputs as a tuple, keyword inputs as a dict, or None to infer them from what the
             module says about itself (timm, torchvision and transformers models do).
         dynamic: dimensions to leave open beside batch and sequence, by input: {"x": (2, 3)} for images of any size.
+        fix: patterns (`encoder.*`) of axes, by name or by a parameter that carries them, of blocks and of chains that
+            are to stay as they are.
+        free: patterns of axes that are left full by default, such as `*.head_dim`, and are to be elastic.
+        opaque: patterns of module paths that are not to be looked into: what reaches them is fixed.
         progress: show the stages on the terminal.
         source: where the model comes from, noted for people.
 
@@ -54,7 +62,7 @@ def sortify(
     Raises:
         SourceError: the example inputs cannot be inferred.
         CaptureError: the model cannot be captured.
-        AxesError: nothing in it is elastic; the message says why.
+        AxesError: nothing in it is elastic (the message says why), or a pattern matches nothing.
         ProofError: the rewritten model does not equal the original.
     """
     module, unwrapped = unwrap(module)
@@ -63,26 +71,36 @@ def sortify(
         enter("capture")
         captured = capture(module, inputs, dynamic)
         enter("analysis")
-        analysis = analyse(captured, RULES)
+        control = Control(*(tuple([x] if isinstance(x, str) else x) for x in (fix, free, opaque)))
+        analysis = analyse(captured, RULES, control.opaque)
         chains, notes = find_chains(captured, analysis)
+        found = _Found(captured, analysis, chains, [*unwrapped, *captured.notes, *notes], control, source)
         enter("proof")
-        blueprint, report = _proven(captured, analysis, chains, [*unwrapped, *captured.notes, *notes], module, source)
+        blueprint, report = _proven(found, module)
         report = replace(report, seconds=enter(None))
         model = SortedModel(blueprint, captured.tensors, captured.examples, report)
         return model.train(module.training)
 
 
-def _proven(
-    captured: Captured,
-    analysis: Analysis,
-    chains: list[Chain],
-    notes: list[str],
-    module: nn.Module,
-    source: str | None,
-) -> tuple[Blueprint, proof.Report]:
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """What is known before the proof."""
+
+    captured: Captured
+    analysis: Analysis
+    chains: list[Chain]
+    notes: list[str]
+    control: Control
+    source: str | None
+
+
+def _proven(found: _Found, module: nn.Module) -> tuple[Blueprint, proof.Report]:
     """Plan and prove; axes that fail are fixed with the reason until the rest passes."""
+    captured = found.captured
     while True:
-        blueprint, atoms = _plan(captured, analysis, chains, notes, source)
+        blueprint, atoms = _plan(found)
+        if any(tensor.is_meta for tensor in captured.tensors.values()):
+            return blueprint, proof.NOT_RUN
         report = proof.prove(blueprint, captured.tensors, captured.examples, module)
         if report.passed:
             return blueprint, report
@@ -100,19 +118,18 @@ def _proven(
                 f"({row.note}); this is a fault of sortify, please report it"
             )
         for name in failing:
-            algebra.fix(atoms[name], f"axis {name} failed its proof: {why}")
+            algebra.fix(atoms[name], f"it failed its proof as axis {name}: {why}")
 
 
 def _passed(report: proof.Report, kind: str) -> bool:
     return all(row.passed for row in report.rows if row.name.startswith(kind))
 
 
-def _plan(
-    captured: Captured, analysis: Analysis, chains: list[Chain], notes: list[str], source: str | None
-) -> tuple[Blueprint, dict[str, algebra.Atom]]:
-    plan, atoms = make_plan(captured, analysis, chains, notes)
+def _plan(found: _Found) -> tuple[Blueprint, dict[str, algebra.Atom]]:
+    captured, analysis = found.captured, found.analysis
+    plan, atoms = make_plan(captured, analysis, found.chains, found.notes, found.control)
     if not plan.axes and not plan.chains:
-        reasons = list(dict.fromkeys(frozen.why for frozen in plan.frozen))
+        reasons = list(dict.fromkeys(str(frozen).partition(": ")[2] for frozen in plan.frozen))
         raise AxesError(
             "nothing in this model is elastic: "
             + ("; ".join(reasons[:5]) or "it has no parameter with a free dimension")
@@ -120,7 +137,7 @@ def _plan(
     named = {atom: Named(name, atom.size.count) for name, atom in atoms.items()}
     costs = make_cost_model(captured, analysis, plan, named)
     parts = captured.programs, captured.infos, captured.aliases, captured.signature
-    return Blueprint(*parts, plan, costs, source=source), atoms
+    return Blueprint(*parts, plan, costs, source=found.source), atoms
 
 
 @contextmanager

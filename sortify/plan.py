@@ -12,7 +12,9 @@ from typing import Any
 from sortify.axes import algebra
 from sortify.axes.algebra import Atom, ConcatExpr, Expr, ProductExpr, resolve
 from sortify.axes.analysis import Analysis
-from sortify.axes.names import GROUPS, choose
+from sortify.axes.control import Control, check_used, matching
+from sortify.axes.names import FOUND, GROUPS, choose
+from sortify.axes.reasons import Place, Reason, remedy
 from sortify.axes.rules.table import Literal
 from sortify.capture import Captured
 from sortify.depth import Block, Chain, Region
@@ -44,10 +46,28 @@ class Axis:
 
 @dataclass(frozen=True)
 class Frozen:
-    """A dimension, or a whole tensor, that is not elastic."""
+    """A dimension that is not elastic, or a choice made at capture.
+
+    Attributes:
+        where: `NAME dimension 1` of a parameter, or `capture`, or the name of an axis.
+        why: the reason, in words.
+        op: the operation that made it so, such as `aten.conv2d.default`; '' where none did.
+        module: the path of the module that called the operation.
+        source: the line of that module's code, as `file:line`.
+        remedy: what would free it.
+    """
 
     where: str
     why: str
+    op: str = ""
+    module: str = ""
+    source: str = ""
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        """The whole story on one line."""
+        place = str(Place(self.op, self.module, self.source)) if self.op else ""
+        return f"{self.where}: {f'{place}: ' if place else ''}{self.why}"
 
 
 @dataclass(frozen=True)
@@ -127,7 +147,11 @@ def scaled(size: int, fraction: float) -> int:
 
 
 def make_plan(
-    captured: Captured, analysis: Analysis, chains: Sequence[Chain], notes: Sequence[str] = ()
+    captured: Captured,
+    analysis: Analysis,
+    chains: Sequence[Chain],
+    notes: Sequence[str] = (),
+    control: Control = FOUND,
 ) -> tuple[Plan, dict[str, Atom]]:
     """Decide what is elastic and write it down.
 
@@ -137,7 +161,9 @@ def make_plan(
     _check_literals(analysis)
     entries = {block.regions["eval"].entry for chain in chains for block in chain.blocks}
     streams = [dims for node, dims in analysis.nodes["eval"].items() if node.name in entries]
-    choices, left = choose(analysis, captured, streams)
+    choices, left, names = choose(analysis, captured, streams, control)
+    blocks = [name for chain in chains for name in (chain.name, *(block.name for block in chain.blocks))]
+    check_used("fix", control.fix, [*names.values(), *blocks, *analysis.tensors])
     named = {choice.atom: Named(choice.name, choice.atom.size.count) for choice in choices}
     shapes = {name: tuple(to_dim(d, named) for d in dims) for name, dims in analysis.tensors.items()}
     plan = Plan(
@@ -146,12 +172,21 @@ def make_plan(
             for c in choices
             for n in (c.atom.size.count,)
         ),
-        chains=tuple(chains),
+        chains=tuple(_wanted(chains, control)),
         frozen=(*_frozen(captured, analysis, named, left), *(Frozen("capture", note) for note in notes)),
         shapes={name: dims for name, dims in shapes.items() if any(_axes(dims))},
         literals={mode: tuple(_literals(items, named)) for mode, items in analysis.literals.items()},
     )
     return plan, {choice.name: choice.atom for choice in choices}
+
+
+def _wanted(chains: Sequence[Chain], control: Control) -> list[Chain]:
+    """The chains without the blocks that the caller fixed: those always run."""
+    found = []
+    for chain in chains:
+        blocks = tuple(b for b in chain.blocks if matching(control.fix, [b.name, chain.name]) is None)
+        found += [Chain(chain.name, blocks)] if blocks else []
+    return found
 
 
 def to_dim(expr: Expr, named: Mapping[Atom, Named]) -> Dim:
@@ -198,7 +233,7 @@ def _adds_unknown(expr: Expr) -> bool:
 
 
 def _frozen(
-    captured: Captured, analysis: Analysis, named: Mapping[Atom, Named], left: Mapping[Atom, str]
+    captured: Captured, analysis: Analysis, named: Mapping[Atom, Named], left: Mapping[Atom, Reason]
 ) -> list[Frozen]:
     """Every fixed dimension of every parameter, with its reason."""
     found = []
@@ -207,7 +242,12 @@ def _frozen(
             continue
         for place, dim in enumerate(analysis.tensors[name]):
             reasons = dict.fromkeys(
-                left.get(a) or a.fixed or "" for a in algebra.atoms(dim) if a not in named and a is not algebra.UNIT
+                left.get(a) or a.fixed for a in algebra.atoms(dim) if a not in named and a is not algebra.UNIT
             )
-            found += [Frozen(f"{name} dimension {place}", why) for why in reasons if why]
+            found += [_told(f"{name} dimension {place}", why) for why in reasons if why is not None]
     return found
+
+
+def _told(where: str, reason: Reason) -> Frozen:
+    place = reason.place
+    return Frozen(where, reason.why, place.op, place.module, place.source, reason.remedy or remedy(reason.why))

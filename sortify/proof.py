@@ -63,6 +63,9 @@ class Report:
         return all(row.passed for row in self.rows)
 
 
+NOT_RUN = Report((Check("proof", float("inf"), SINGLE, "not run: the weights are on the meta device, without values"),))
+
+
 def prove(
     blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.Tensor], original: nn.Module | None = None
 ) -> Report:
@@ -73,6 +76,8 @@ def prove(
         original: the module that it was made from; without it, identity is checked against the captured graph,
             and the full network against its extraction too.
     """
+    if any(tensor.is_meta for tensor in tensors.values()):
+        return NOT_RUN
     examples = examples if original is not None else _moved(examples, tensors)
     noisy = perturbed(tensors, statistics_of(blueprint))
     shuffled = []

@@ -17,7 +17,7 @@ from sortify.cost import CostModel
 from sortify.errors import AxesError, BudgetError
 from sortify.plan import LEVELS, Plan, scaled
 
-GROUPS = ("width", "heads", "depth")
+GROUPS = ("width", "heads", "head_dim", "norm_groups", "repeat", "factor", "depth")
 METRICS = ("flops", "params", "activation_bytes")
 
 

@@ -87,7 +87,7 @@ class Verdict:
     @property
     def reasons(self) -> set[str]:
         found = (atom for dims in (*self.inputs, *self.outputs) for dim in dims for atom in atoms(dim))
-        return {atom.fixed for atom in found if atom.fixed is not None}
+        return {str(atom.fixed) for atom in found if atom.fixed is not None}
 
 
 def check(sample: Sample, rules: Mapping[str, Any] = RULES) -> Verdict:

@@ -17,6 +17,7 @@ import typer
 from cli_calls import SETTINGS, call
 
 import sortify
+from sortify import Frozen
 from sortify_cli import settings, train
 from sortify_cli.extract import _target, difference
 from sortify_cli.main import app
@@ -99,8 +100,9 @@ def test_text_for_people() -> None:
         "2 axes",
         "2 blocks",
     ]
-    assert reason("aten.conv2d.default in stem.0 (net.py:7): kernel size") == "aten.conv2d.default: kernel size"
-    assert reason("it is a dimension of the output") == "it is a dimension of the output"
+    told = Frozen("w dimension 2", "kernel size", "aten.conv2d.default", "stem.0", "net.py:7")
+    assert reason(told) == "aten.conv2d.default: kernel size"
+    assert reason(Frozen("b dimension 0", "it is a dimension of the output")) == "it is a dimension of the output"
 
 
 @pytest.mark.parametrize("wrong", [torch.zeros(3), torch.tensor([1.0, 2.1]), torch.tensor([1.0, float("nan")])])

@@ -17,6 +17,8 @@ from functools import reduce
 from itertools import groupby
 from typing import NamedTuple
 
+from sortify.axes.reasons import Place, Reason
+
 
 class Size(NamedTuple):
     """A positive size: `count` times symbols (unknown sizes such as the batch), sorted by name."""
@@ -51,7 +53,7 @@ class Atom:
     """One indivisible quantity (so far). Identity is equality."""
 
     size: Size
-    fixed: str | None = None
+    fixed: Reason | None = None
     link: Expr | None = None
     roles: set[str] = field(default_factory=set)
 
@@ -71,13 +73,17 @@ class ConcatExpr:
 
 
 Expr = Atom | ProductExpr | ConcatExpr
-UNIT = Atom(ONE, fixed="size 1")
+UNIT = Atom(ONE, fixed=Reason("size 1"))
 
 
-def fixed_atom(size: Size | int, why: str) -> Atom:
+def fixed_atom(size: Size | int, why: Reason | str) -> Atom:
     """A new atom that no sub-network changes."""
     size = Size(size) if isinstance(size, int) else size
-    return UNIT if size == ONE else Atom(size, fixed=why)
+    return UNIT if size == ONE else Atom(size, fixed=_reason(why))
+
+
+def _reason(why: Reason | str) -> Reason:
+    return why if isinstance(why, Reason) else Reason(why)
 
 
 def open_atom(size: Size | int, *roles: str) -> Atom:
@@ -175,11 +181,11 @@ def is_fixed(expr: Expr) -> bool:
     return all(atom.fixed is not None for atom in atoms(expr))
 
 
-def fix(expr: Expr, why: str) -> None:
+def fix(expr: Expr, why: Reason | str) -> None:
     """Fix every atom of `expr` that is still open."""
     for atom in atoms(expr):
         if atom.fixed is None:
-            atom.fixed = why
+            atom.fixed = _reason(why)
 
 
 def mark(expr: Expr, role: str) -> None:
@@ -216,13 +222,18 @@ def _fixed_together(parts: Sequence[Expr], join: Callable[[tuple[Expr, ...]], Ex
     return found
 
 
-def unify(a: Expr, b: Expr, why: str) -> None:
+def unify(a: Expr, b: Expr, place: Place | str) -> None:
     """Make two expressions one and the same; when they cannot be, fix both with the reason."""
     try:
         _unify(a, b)
-    except Mismatch as reason:
-        fix(a, f"{why}: {reason}")
-        fix(b, f"{why}: {reason}")
+    except Mismatch as mismatch:
+        why = Reason(str(mismatch), _place(place))
+        fix(a, why)
+        fix(b, why)
+
+
+def _place(place: Place | str) -> Place:
+    return place if isinstance(place, Place) else Place(place)
 
 
 def _unify(a: Expr, b: Expr) -> None:
@@ -396,16 +407,17 @@ def _new(expr: Expr, size: Size) -> Atom:
     return fixed_atom(size, reason) if reason is not None else open_atom(size)
 
 
-def reshape(dims: Sequence[Expr], sizes: Sequence[Size], why: str) -> list[Expr]:
+def reshape(dims: Sequence[Expr], sizes: Sequence[Size], place: Place | str) -> list[Expr]:
     """The dimensions after a row-major reshape to `sizes`; groups that do not match are fixed."""
     result: list[Expr] = []
     for old, new in _groups(dims, sizes):
         try:
             result += _regroup(old, new)
-        except (Mismatch, IndexError) as reason:
+        except (Mismatch, IndexError) as mismatch:
+            why = Reason(str(mismatch), _place(place))
             for dim in old:
-                fix(dim, f"{why}: {reason}")
-            result += [fixed_atom(size, f"{why}: {reason}") for size in new]
+                fix(dim, why)
+            result += [fixed_atom(size, why) for size in new]
     return result
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,8 @@ from torch import fx
 
 from sortify.axes import algebra
 from sortify.axes.algebra import fixed_atom, open_atom
+from sortify.axes.control import check_used, inside, paths_to
+from sortify.axes.reasons import Place
 from sortify.axes.rules.table import RULES, Call, Dims, Literal, Result, sizes_of
 from sortify.capture import Captured
 from sortify.lifting import Program
@@ -26,21 +28,27 @@ class Analysis:
     literals: dict[str, list[Literal]] = field(default_factory=dict)
 
 
-def analyse(captured: Captured, rules: Mapping[str, Any] = RULES) -> Analysis:
+def analyse(captured: Captured, rules: Mapping[str, Any] = RULES, opaque: Sequence[str] = ()) -> Analysis:
     """Apply one rule per node, train and eval graph together.
 
     Args:
         captured: the captured model.
         rules: the rule table; an op that is not in it fixes every dimension that reaches it.
+        opaque: patterns of module paths; what reaches an op of such a module, or of one inside it, is fixed.
     """
+    if opaque:
+        modules = (
+            str(node.meta.get("sortify_module", "")) for p in captured.programs.values() for node in p.graph.nodes
+        )
+        check_used("opaque", opaque, (path for module in modules for path in paths_to(module)))
     analysis = Analysis({name: tuple(map(open_atom, t.shape)) for name, t in captured.tensors.items()})
     for mode, program in captured.programs.items():
-        analysis.nodes[mode], analysis.literals[mode] = _run(program, analysis.tensors, rules)
+        analysis.nodes[mode], analysis.literals[mode] = _run(program, analysis.tensors, rules, opaque)
     return analysis
 
 
 def _run(
-    program: Program, tensors: Mapping[str, Dims], rules: Mapping[str, Any]
+    program: Program, tensors: Mapping[str, Dims], rules: Mapping[str, Any], opaque: Sequence[str]
 ) -> tuple[dict[fx.Node, Result], list[Literal]]:
     known: dict[fx.Node, Result] = {}
     literals: list[Literal] = []
@@ -52,21 +60,22 @@ def _run(
         known[node] = tuple(fixed_atom(size, f"it is a dimension of the input '{node.name}'") for size in sizes)
     for node in program.graph.nodes:
         if node.op == "call_function":
-            known[node] = _apply(node, known, literals, rules)
+            known[node] = _apply(node, known, literals, {} if inside(opaque, _module(node)) else rules)
         elif node.op == "output":
             for output in node.all_input_nodes:
                 _fix_all(known.get(output), "it is a dimension of the output")
     return known, literals
 
 
-def place_of(node: fx.Node) -> str:
+def _module(node: fx.Node) -> str:
+    """The path of the module that called an op."""
+    return str(node.meta.get("sortify_module", ""))
+
+
+def place_of(node: fx.Node) -> Place:
     """Where a node comes from: op, module path, source line."""
-    parts = [str(node.target) if not callable(node.target) or hasattr(node.target, "_schema") else node.name]
-    if node.meta.get("sortify_module"):
-        parts.append(f"in {node.meta['sortify_module']}")
-    if node.meta.get("sortify_source"):
-        parts.append(f"({node.meta['sortify_source']})")
-    return " ".join(parts)
+    op = str(node.target) if not callable(node.target) or hasattr(node.target, "_schema") else node.name
+    return Place(op, _module(node), node.meta.get("sortify_source", ""))
 
 
 def _apply(node: fx.Node, known: Mapping[fx.Node, Result], literals: list[Literal], rules: Mapping[str, Any]) -> Result:
@@ -91,6 +100,8 @@ def _apply(node: fx.Node, known: Mapping[fx.Node, Result], literals: list[Litera
 
 def _by_rule(call: Call, rules: Mapping[str, Any], tensors: list[torch.Tensor]) -> tuple[Result, str]:
     """What the rule returns, and an empty reason; or why there is no result to rely on."""
+    if not rules:
+        return None, "its module is opaque"
     rule = rules.get(str(call.node.target))
     if rule is None:
         return None, "this op has no rule"

@@ -11,14 +11,21 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from sortify.axes.algebra import Atom, ConcatExpr, Expr, ProductExpr, atoms, resolve
+from sortify.axes.algebra import Atom, ConcatExpr, Expr, ProductExpr, atoms, fix, resolve
 from sortify.axes.analysis import Analysis
+from sortify.axes.control import Control, check_used, matching
+from sortify.axes.reasons import Reason
 from sortify.axes.rules.table import Dims
 from sortify.capture import Captured
 
 # What an atom was seen doing -> how much a user means it when it shares a product with others.
 PREFERENCE = {"heads": 3, "head_dim": 1, "norm_groups": 1, "repeat": 1}
+# Kind -> the group by which people cut it; what is left full by default is a group of its own once it is freed.
 GROUPS = {"hidden": "width", "inner": "width", "channels": "width", "heads": "heads"}
+GROUPS |= {kind: kind for kind in ("head_dim", "norm_groups", "repeat", "factor")}
+
+
+FOUND = Control()
 
 
 @dataclass(frozen=True)
@@ -31,13 +38,16 @@ class Choice:
     parameters: tuple[str, ...]
 
 
-def choose(analysis: Analysis, captured: Captured, streams: Iterable[Dims]) -> tuple[list[Choice], dict[Atom, str]]:
-    """The atoms that become axes, and those left full by default with the reason.
+def choose(
+    analysis: Analysis, captured: Captured, streams: Iterable[Dims], control: Control = FOUND
+) -> tuple[list[Choice], dict[Atom, Reason], dict[Atom, str]]:
+    """The atoms that become axes, those left full with the reason, and the names of both.
 
     Args:
         analysis: the dimensions of every tensor.
         captured: tells which tensors are parameters.
         streams: the dimensions of the tensors that blocks hand to each other.
+        control: what the caller wants otherwise.
     """
     carriers = _carriers(analysis, captured)
     partners = _partners(analysis)
@@ -46,13 +56,30 @@ def choose(analysis: Analysis, captured: Captured, streams: Iterable[Dims]) -> t
     ranks = {name: len(dims) for name, dims in analysis.tensors.items()}
     kinds = {
         atom: _kind(atom, stream, bool(partners.get(atom)), [ranks[name] for name in carriers[atom]]) for atom in chosen
+    } | {atom: _left_kind(atom) for atom in left}
+    order = [*chosen, *left]
+    names = _names([(atom, kinds[atom], carriers[atom]) for atom in order])
+    reasons = {
+        atom: Reason(
+            f"{kinds[atom]} of size {atom.size.count} stays full by default: it is multiplied with an elastic "
+            f"dimension of size {winner.size.count}",
+            remedy=f"free='{names[atom]}'",
+        )
+        for atom, winner in left.items()
+        if matching(control.free, [names[atom]]) is None
     }
-    names = _names([(atom, kinds[atom], carriers[atom]) for atom in chosen])
-    return [Choice(names[atom], kinds[atom], atom, tuple(carriers[atom])) for atom in chosen], left
+    for atom in chosen:
+        pattern = matching(control.fix, [names[atom], *carriers[atom]])
+        if pattern is not None:
+            reasons[atom] = Reason(f"the caller fixed it: fix='{pattern}'")
+    check_used("free", control.free, [names[atom] for atom in left])
+    taken = [atom for atom in order if atom not in reasons]
+    return [Choice(names[atom], kinds[atom], atom, tuple(carriers[atom])) for atom in taken], reasons, names
 
 
 def _carriers(analysis: Analysis, captured: Captured) -> dict[Atom, list[str]]:
     """Every open atom that a parameter carries -> the names of those parameters, in order."""
+    _fix_unused(analysis, captured)
     found: dict[Atom, list[str]] = {}
     for name, info in captured.infos.items():
         if info.kind == "parameter":
@@ -61,6 +88,16 @@ def _carriers(analysis: Analysis, captured: Captured) -> dict[Atom, list[str]]:
                     if atom.fixed is None and name not in found.setdefault(atom, []):
                         found[atom].append(name)
     return found
+
+
+def _fix_unused(analysis: Analysis, captured: Captured) -> None:
+    used = set[str]()
+    for program in captured.programs.values():
+        holes = [node for node in program.graph.nodes if node.op == "placeholder"][2:]
+        used |= {name for hole, name in zip(holes, program.tensors, strict=False) if hole.users}
+    for name in captured.infos.keys() - used:
+        for dim in analysis.tensors[name]:
+            fix(dim, "no op uses it")
 
 
 def _partners(analysis: Analysis) -> dict[Atom, set[Atom]]:
@@ -99,22 +136,22 @@ def _preference(atom: Atom) -> int:
     return min(known) if known and min(known) < 3 and "heads" not in atom.roles else max(known, default=2)
 
 
-def _select(candidates: Sequence[Atom], partners: Mapping[Atom, set[Atom]]) -> tuple[list[Atom], dict[Atom, str]]:
-    """Take the preferred atoms first; a partner of a taken one stays full."""
+def _select(candidates: Sequence[Atom], partners: Mapping[Atom, set[Atom]]) -> tuple[list[Atom], dict[Atom, Atom]]:
+    """Take the preferred atoms first; a partner of a taken one stays full: those, each with the taken one."""
     order = sorted(candidates, key=lambda atom: (_preference(atom), atom.size.count), reverse=True)
     taken: set[Atom] = set()
-    left: dict[Atom, str] = {}
+    left: dict[Atom, Atom] = {}
     for atom in order:
         winner = next((p for p in partners.get(atom, ()) if p in taken), None)
         if winner is None:
             taken.add(atom)
         else:
-            role = next((r for r in ("head_dim", "norm_groups", "groups", "repeat") if r in atom.roles), "a factor")
-            left[atom] = (
-                f"{role} of size {atom.size.count} stays full by default: it is multiplied with an elastic "
-                f"dimension of size {winner.size.count}"
-            )
+            left[atom] = winner
     return [atom for atom in candidates if atom in taken], left
+
+
+def _left_kind(atom: Atom) -> str:
+    return next((role for role in ("head_dim", "norm_groups", "repeat") if role in atom.roles), "factor")
 
 
 def _kind(atom: Atom, stream: set[Atom], multiplied: bool, ranks: Sequence[int]) -> str:

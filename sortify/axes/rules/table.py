@@ -17,6 +17,7 @@ from torch import fx
 
 from sortify.axes import algebra
 from sortify.axes.algebra import Expr, Size
+from sortify.axes.reasons import Place, Reason
 
 Dims = tuple[Expr, ...]
 Result = Any  # Dims for a tensor, a list of Dims for several tensors, None for anything else
@@ -40,7 +41,7 @@ class Call:
     """One op call as a rule sees it."""
 
     node: fx.Node
-    place: str
+    place: Place
     arguments: Mapping[str, Any]
     known: Mapping[fx.Node, Result]
     literals: list[Literal] = field(default_factory=list)
@@ -84,10 +85,10 @@ class Call:
 
     def fix(self, dims: Iterable[Expr], why: str) -> None:
         for dim in dims:
-            algebra.fix(dim, f"{self.place}: {why}")
+            algebra.fix(dim, Reason(why, self.place))
 
     def fixed(self, size: Size | int, why: str) -> Expr:
-        return algebra.fixed_atom(size, f"{self.place}: {why}")
+        return algebra.fixed_atom(size, Reason(why, self.place))
 
     def literal(self, argument: str, index: int | None, *parts: Expr) -> None:
         """Note that an integer argument is the size of `parts` together."""
