@@ -6,7 +6,7 @@ Every op that contracts costs two FLOPs per multiply-add, as `torch.utils.flop_c
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, cast
@@ -16,10 +16,10 @@ from torch import fx
 
 from sortify.axes.algebra import Atom, ConcatExpr, Expr, ProductExpr, Size, resolve
 from sortify.axes.analysis import Analysis
-from sortify.axes.rules.contraction import CONTRACTIONS, convolution, transposed_convolution
-from sortify.axes.rules.table import RULES, Dims, size_of_dimension
+from sortify.axes.rules.table import size_of_dimension
 from sortify.capture import Captured
 from sortify.dims import Dim, Fixed, Named, active, axes_of, concat, parse_shape, product, shape_text
+from sortify.flops import flops_of
 from sortify.plan import Plan
 
 
@@ -107,10 +107,8 @@ def make_cost_model(captured: Captured, analysis: Analysis, plan: Plan, named: M
     terms = _parameter_terms(captured, plan, owners)
     for node, dims in analysis.nodes["eval"].items():
         own = (owners[node.name],) if node.name in owners else ()
-        if str(node.target) in CONTRACTIONS:
-            known = analysis.nodes["eval"]
-            for factors in FLOPS[str(node.target)](node, known):
-                terms.append(Term("flops", 2, tuple(sized(f) for f in factors), own))
+        for factors in flops_of(node, analysis.nodes["eval"]):
+            terms.append(Term("flops", 2, tuple(sized(f) for f in factors), own))
         if isinstance(dims, tuple) and _makes_new(node):
             size = node.meta["val"].element_size()
             terms.append(Term("activation_bytes", size, tuple(sized(d) for d in dims), own))
@@ -186,70 +184,3 @@ def _makes_new(node: fx.Node) -> bool:
     """Whether an op returns new memory: neither a view of an input nor an input changed in place."""
     schema = getattr(node.target, "_schema", None)
     return node.op == "call_function" and schema is not None and all(r.alias_info is None for r in schema.returns)
-
-
-# -- FLOPs, one rule per contraction: the products to add up ----------------------------------------------------------
-
-Known = Mapping[fx.Node, Any]
-Factors = list[tuple[Expr, ...]]
-
-
-def _of(known: Known, node: Any) -> Dims:
-    found = known.get(node) if isinstance(node, fx.Node) else None
-    return tuple(resolve(d) for d in found) if isinstance(found, tuple) else ()
-
-
-def _with_inner(first: int) -> Callable[[fx.Node, Known], Factors]:
-    """Output size times the last dimension of the operand at index `first`."""
-    return lambda node, known: [(*_of(known, node), _of(known, node.args[first])[-1])]
-
-
-def _convolution(node: fx.Node, known: Known) -> Factors:
-    return [(*_of(known, node), *_of(known, node.args[1])[1:])]
-
-
-def _transposed(node: fx.Node, known: Known) -> Factors:
-    return [(*_of(known, node.args[0]), *_of(known, node.args[1])[1:])]
-
-
-def _attention(node: fx.Node, known: Known) -> Factors:
-    query, key, value = (_of(known, node.args[i]) for i in range(3))
-    return [(*query, key[-2]), (*query[:-1], key[-2], value[-1])]
-
-
-def _einsum(node: fx.Node, known: Known) -> Factors:
-    terms = str(node.args[0]).replace(" ", "").partition("->")[0].split(",")
-    operands = [_of(known, operand) for operand in node.args[1]]  # type: ignore[union-attr]
-    if len(operands) < 2:
-        return []
-    letters: dict[str, Expr] = {}
-    spread: Dims = ()
-    for term, dims in zip(terms, operands, strict=True):
-        before, dots, after = term.partition("...")
-        letters |= dict(zip(before, dims, strict=False)) | dict(zip(after, dims[len(dims) - len(after) :], strict=True))
-        middle = dims[len(before) : len(dims) - len(after)] if dots else ()
-        spread = middle if len(middle) > len(spread) else spread
-    return [(*letters.values(), *spread)]
-
-
-def _matrices(node: fx.Node, known: Known) -> Factors:
-    """Products with a vector are not counted, as FlopCounterMode does not count them."""
-    matrices = all(len(_of(known, operand)) > 1 for operand in node.args[:2])
-    return _with_inner(0)(node, known) if matrices else []
-
-
-def _not_counted(node: fx.Node, known: Known) -> Factors:
-    return []
-
-
-FLOPS: dict[str, Callable[[fx.Node, Known], Factors]] = {
-    "aten.linear.default": _with_inner(0),
-    "aten.addmm.default": _with_inner(1),
-    "aten.baddbmm.default": _with_inner(1),
-    **dict.fromkeys(("aten.matmul.default", "aten.mm.default", "aten.bmm.default"), _matrices),
-    **dict.fromkeys(("aten.mv.default", "aten.dot.default", "aten.outer.default"), _not_counted),
-    **{name: _convolution for name, function in RULES.items() if function is convolution},
-    **{name: _transposed for name, function in RULES.items() if function is transposed_convolution},
-    "aten.scaled_dot_product_attention.default": _attention,
-    "aten.einsum.default": _einsum,
-}

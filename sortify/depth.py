@@ -18,7 +18,7 @@ import networkx as nx
 from torch import fx
 
 from sortify.axes.analysis import Analysis, dims_equal
-from sortify.axes.rules.contraction import CONTRACTIONS
+from sortify.axes.rules import CONTRACTIONS
 from sortify.axes.rules.pointwise import POINTWISE, SAME_SHAPE
 from sortify.axes.rules.reductions import NORMALISATIONS
 from sortify.axes.rules.table import overloads
@@ -89,6 +89,7 @@ class _Flow:
                 ends = [SINK if user.op == "output" else user for user in node.users] or [SINK]
                 self.graph.add_edges_from((node, end) for end in ends)
         self.next: dict[fx.Node | str, fx.Node | str] = nx.immediate_dominators(self.graph.reverse(copy=False), SINK)
+        self.in_blocks: set[fx.Node] = set()
 
     def between(self, entry: fx.Node, exit: fx.Node) -> list[fx.Node]:
         """The nodes on paths from `entry` (left out) to `exit`, in program order."""
@@ -103,10 +104,14 @@ class _Flow:
         return sorted((needed & reached) - {entry}, key=self.order.__getitem__)
 
     def owned(self, entry: fx.Node, exit: fx.Node) -> list[fx.Node]:
-        """The nodes between, and those that feed them and nothing else (a gate, keys of an encoder's output)."""
+        """The nodes between, and those that feed them and nothing else (a gate, keys of an encoder's output).
+
+        What lies in another block (the encoder itself) belongs to that block.
+        """
         inside = set(self.between(entry, exit))
         for node in reversed(self.nodes[: self.order[exit]]):
-            if node.op == "call_function" and node.users and node is not entry and inside.issuperset(node.users):
+            own = node is not entry and node not in self.in_blocks
+            if node.op == "call_function" and node.users and own and inside.issuperset(node.users):
                 inside.add(node)
         return sorted(inside, key=self.order.__getitem__)
 
@@ -137,6 +142,8 @@ def find_chains(captured: Captured, analysis: Analysis) -> tuple[list[Chain], li
     """
     flows = {mode: _Flow(program, analysis, mode) for mode, program in captured.programs.items()}
     runs = {mode: _runs(flow, _residuals(flow)) for mode, flow in flows.items()}
+    for mode, flow in flows.items():
+        flow.in_blocks = {n for run in runs[mode] for r in run for n in flow.between(r.entry, r.exit)}
     chains, left, taken = list[Chain](), list[str](), set[str]()
     for run in runs["eval"]:
         for group in _repeats([_signature(flows["eval"], r) for r in run]):

@@ -13,6 +13,7 @@ import torch
 from rule_law import Sample
 from rule_samples_contraction import CONTRACTION
 from rule_samples_indexing import COPIED, INDEXING
+from rule_samples_recurrent import RECURRENT
 from rule_samples_shapes import SHAPES
 from rule_tensors import flags, numbers, whole
 
@@ -182,6 +183,6 @@ FAMILIES = {
     indexing.count: _count,
 }
 
-WRITTEN = (*CONTRACTION, *SHAPES, *INDEXING)
+WRITTEN = (*CONTRACTION, *RECURRENT, *SHAPES, *INDEXING)
 # Ops of a regular family whose schema does not tell what a sensible call is.
 IRREGULAR = frozenset(sample.op for sample in COPIED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from rule_law import Sample
 from rule_tensors import case, flags, whole
 from rule_tensors import numbers as n
@@ -14,6 +15,11 @@ SQUARE = n(4, 4)
 def masked(op: str, *args: Any, opens: int, **kwargs: Any) -> Sample:
     """A sum of products: what is cut off counts as zero."""
     return case(op, *args, opens=opens, values="masked", **kwargs)
+
+
+def single(*shape: int) -> torch.Tensor:
+    """Small whole numbers as float32, whose sums of products are exact."""
+    return whole(*shape, below=3).float()
 
 
 def mixing(op: str, *args: Any, opens: int, **kwargs: Any) -> Sample:
@@ -47,6 +53,31 @@ PRODUCTS = (
     masked("baddbmm.default", n(3, 5), n(2, 3, 4), n(2, 4, 5), opens=4),
     masked("baddbmm.default", n(2, 1, 5), n(2, 3, 4), n(2, 4, 5), beta=0.5, opens=4),
     masked("outer.default", n(3), n(4), opens=2),
+)
+
+RARER = (
+    masked("tensordot.default", n(2, 3, 4), n(4, 5), [2], [0], opens=4),
+    masked("tensordot.default", n(2, 3, 4), n(3, 5, 4), [1, -1], [0, 2], opens=4),
+    masked("tensordot.default", n(3, 3), n(3, 3), [0], [1], opens=3),
+    masked("inner.default", n(2, 3, 4), n(5, 4), opens=4),
+    masked("inner.default", n(3, 3), n(3, 3), opens=3),
+    masked("inner.default", n(), n(3, 4), opens=2),
+    masked("vdot.default", n(4), n(4), opens=1),
+    masked("linalg_vecdot.default", n(2, 3, 4), n(3, 4), opens=3),
+    masked("linalg_vecdot.default", n(3, 3), n(3, 3), dim=0, opens=2),
+    masked("addbmm.default", n(3, 5), n(2, 3, 4), n(2, 4, 5), opens=4),
+    masked("addbmm.default", n(4), n(4, 4, 4), n(4, 4, 4), opens=4),
+    masked("addmv.default", n(3), n(3, 4), n(4), opens=2),
+    masked("addmv.default", n(4), n(4, 4), n(4), opens=2),
+    masked("addr.default", n(3, 4), n(3), n(4), opens=2),
+    masked("addr.default", n(4), n(4), n(4), opens=2),
+    masked("bilinear.default", n(2, 3), n(2, 4), n(5, 3, 4), n(5), opens=4),
+    masked("bilinear.default", n(2, 6, 4), n(2, 6, 4), n(4, 4, 4), opens=5),
+    masked("cdist.default", n(2, 3, 4), n(2, 5, 4), opens=4),
+    masked("cdist.default", n(3, 4), n(3, 4), 1.0, opens=3),
+    masked("_grouped_mm.default", single(6, 8), single(2, 8, 16), torch.tensor([4, 6]).int(), opens=1),
+    masked("_grouped_mm.default", single(6, 16), single(2, 16, 4), torch.tensor([4, 6]).int(), opens=1),
+    case("_grouped_mm.default", single(2, 3, 4), single(2, 4, 8), opens=None),
 )
 
 QUERY, KEY, VALUE = n(2, 3, 5, 4), n(2, 3, 6, 4), n(2, 3, 6, 7)
@@ -102,6 +133,16 @@ CONVOLUTION = (
     masked("conv_transpose2d.input", n(2, 6, 5, 4), n(6, 4, 2, 2), n(8), [2, 2], [0, 0], [1, 1], 2, opens=4),
     masked("conv_transpose2d.input", n(2, 6, 5, 4), n(6, 1, 2, 2), n(6), [2, 2], [0, 0], [0, 0], 6, opens=2),
     masked("conv_transpose2d.input", n(2, 6, 5, 4), n(6, 2, 2, 2), n(12), [2, 2], [0, 0], [0, 0], 6, opens=3),
+    *(
+        masked(f"{op}.default", image, weight, n(6), [1, 1], [0, 0], [1, 1], turned, [0, 0], groups, *more, opens=opens)
+        for op, more in (("convolution", ()), ("_convolution", (False, False, False, False)))
+        for image, weight, turned, groups, opens in (
+            (n(2, 4, 5, 6), n(6, 4, 3, 2), False, 1, 3),
+            (n(2, 4, 5, 6), n(6, 2, 3, 2), False, 2, 4),
+            (n(2, 4, 5, 4), n(4, 6, 2, 2), True, 1, 3),
+            (n(2, 4, 5, 4), n(4, 3, 2, 2), True, 2, 4),
+        )
+    ),
     masked("conv_transpose3d.input", n(2, 4, 3, 2, 2), n(4, 3, 2, 2, 2), n(3), opens=3),
 )
 
@@ -136,4 +177,4 @@ LOOKUP = (
     case("embedding.default", n(4, 4), whole(4, below=4), opens=2),
 )
 
-CONTRACTION = (*PRODUCTS, *ATTENTION, *EINSUM, *CONVOLUTION, *NORM, *LOOKUP)
+CONTRACTION = (*PRODUCTS, *RARER, *ATTENTION, *EINSUM, *CONVOLUTION, *NORM, *LOOKUP)

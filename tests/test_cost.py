@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -19,16 +18,6 @@ from sortify.space import Subnet
 
 MODELS = """residual_mlp swiglu scalar_gate shared_block mixer qkv_per_head grouped_query_expand tied_embeddings
 tiny_vit resnet resnext densenet group_norm""".split()
-# A known fault, to be taken out with its repair.
-PAIRWISE = pytest.mark.xfail(reason="torch contracts pair by pair and sums lone letters first: fewer multiplications")
-FAULTS = {
-    **dict.fromkeys(("einsum of three", "einsum with a letter alone"), PAIRWISE),
-}
-
-
-def cases(names: Iterable[str]) -> list[Any]:
-    """Test parameters, those with a known fault marked."""
-    return [pytest.param(name, marks=[FAULTS[name]] if name in FAULTS else []) for name in names]
 
 
 def counted(name: str, subnet: Subnet) -> tuple[int, int]:
@@ -53,7 +42,7 @@ def random_subnets(name: str, count: int) -> list[Subnet]:
     return [space.subnet(**{each: fraction() for each in names}) for _ in range(count)]
 
 
-@pytest.mark.parametrize("name", cases(MODELS))
+@pytest.mark.parametrize("name", MODELS)
 def test_params_and_flops_equal_those_of_the_extraction(name: str) -> None:
     costs = found(name)[1].costs
     subnets = [found(name)[1].space.full, *random_subnets(name, 10)]
@@ -115,7 +104,7 @@ class Products(nn.Module):
         return self.pair(self.left(x), self.right(x), self)
 
 
-@pytest.mark.parametrize("op", cases(CONTRACTIONS))
+@pytest.mark.parametrize("op", CONTRACTIONS)
 def test_a_contraction_is_counted_as_the_flop_counter_counts_it(op: str) -> None:
     captured, blueprint = blueprint_of(Products(CONTRACTIONS[op]), (torch.rand(3, 4, 8),))
     for subnet in (blueprint.space.full, blueprint.space.subnet(width=0.5)):

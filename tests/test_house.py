@@ -41,7 +41,7 @@ ROOMS = [
     ["depth"],
     ["plan"],
     ["slicing", "rewrite"],
-    ["cost", "space"],
+    ["flops", "cost", "space"],
     ["network", "blueprint"],
     ["extract"],
     ["proof"],

@@ -1,6 +1,26 @@
 """The rules, by family; importing this package fills the table."""
 
-from sortify.axes.rules import contraction, indexing, pointwise, reductions, shapes
+from sortify.axes.rules import contraction, indexing, pointwise, products, recurrent, reductions, shapes
 from sortify.axes.rules.table import RULES, Call, Literal, rule
 
-__all__ = ["RULES", "Call", "Literal", "contraction", "indexing", "pointwise", "reductions", "rule", "shapes"]
+# Ops that sum products over a dimension.
+CONTRACTIONS = frozenset(
+    name
+    for name, function in RULES.items()
+    if function.__module__ in (contraction.__name__, products.__name__, recurrent.__name__)
+)
+
+__all__ = [
+    "CONTRACTIONS",
+    "RULES",
+    "Call",
+    "Literal",
+    "contraction",
+    "indexing",
+    "pointwise",
+    "products",
+    "recurrent",
+    "reductions",
+    "rule",
+    "shapes",
+]

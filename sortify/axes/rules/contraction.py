@@ -5,7 +5,7 @@ from __future__ import annotations
 from sortify.axes import algebra
 from sortify.axes.algebra import ONE, UNIT, Expr, Size, fixed_atom, is_fixed, mark, open_atom
 from sortify.axes.rules.pointwise import broadcast
-from sortify.axes.rules.table import RULES, Call, Dims, rule
+from sortify.axes.rules.table import Call, Dims, rule
 
 
 @rule("aten.linear.default")
@@ -137,10 +137,12 @@ def _mark_einsum(call: Call, letters: dict[str, Expr], terms: list[str], right: 
     "aten.conv1d.padding",
     "aten.conv2d.padding",
     "aten.conv3d.padding",
+    "aten.convolution.default",
+    "aten._convolution.default",
 )
 def convolution(call: Call) -> Dims:
     """input [N, I, *], weight [O, I / groups, *], bias [O]."""
-    return _convolution(call, transposed=False)
+    return _convolution(call, transposed=call.get("transposed", False))
 
 
 @rule("aten.conv_transpose1d.default", "aten.conv_transpose2d.input", "aten.conv_transpose3d.input")
@@ -195,7 +197,3 @@ def _grouped(call: Call, channels: Expr, weight: Dims, groups: int, transposed: 
 def _rest(dim: Expr, outer: Size) -> Expr:
     size = algebra.size_of(dim).over(outer) or ONE
     return fixed_atom(size, "fixed channels") if is_fixed(dim) else open_atom(size)
-
-
-# Every op of this file sums products over a dimension.
-CONTRACTIONS = frozenset(name for name, function in RULES.items() if function.__module__ == __name__)
