@@ -1,0 +1,246 @@
+"""One model, checked: convert it, and compare what comes out with the original and with its own extractions.
+
+Run in a process of its own: `python -m examples.coverage.check NAME` prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import sys
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from examples.coverage import models
+from examples.coverage.feeds import Inputs, call_of, clone
+from sortify import ProofError, SortedModel, SortifyError, Subnet, sortify
+
+DOUBLE, SINGLE, SHARE = 1e-9, 1e-5, 0.99
+Row = dict[str, Any]
+
+
+def check(name: str) -> Row:
+    """Build, convert and compare one model.
+
+    Returns:
+        What was found, ready for JSON. `status` is `pass`, `fail`, `refused` (an error of sortify that says why) or
+        `not-built`; a row that is not a pass holds the stage, the type of the exception and its first line, or the
+        limits that were missed.
+    """
+    row: Row = {"name": name, "zoo": name.partition("/")[0], "status": "fail", "stage": "build"}
+    start = time.perf_counter()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _fill(row, name)
+    except models.NotBuilt as error:
+        row |= {"status": "not-built", "error": "NotBuilt", "message": str(error)}
+    except Exception as error:
+        refused = isinstance(error, SortifyError) and not isinstance(error, ProofError)
+        lines = str(error).strip().splitlines() or ["no message"]
+        row |= {"status": "refused" if refused else "fail", "error": type(error).__name__, "message": lines[0][:500]}
+        row["where"] = _where(error)
+    return row | {"wall": round(time.perf_counter() - start, 2)}
+
+
+def _fill(row: Row, name: str) -> None:
+    built = models.build(name)
+    original, inputs = built.module, built.inputs
+    row |= {"how": built.how, "parameters": sum(p.numel() for p in original.parameters()), "stage": "convert"}
+    perturb(original)
+    model = sortify(original.eval(), inputs)
+    row |= describe(model, {name: p.numel() for name, p in original.named_parameters()})
+    row["stage"] = "identity"
+    proven = [line for line in model.report.rows if line.name.startswith("permutation")] if model.report else []
+    errors = {line.name: line.error for line in proven}
+    allowed = {line.name: max(line.tolerance, DOUBLE) for line in proven}
+    for mode in ("eval", "train"):
+        row["stage"] = f"identity ({mode})"
+        error, single = identity(model, original, inputs, mode)
+        errors[row["stage"]], allowed[row["stage"]] = error, SINGLE if single else DOUBLE
+    generator = torch.Generator().manual_seed(7)
+    for label, subnet in (("smallest", model.space.smallest), ("random", model.space.sample(generator))):
+        for mode in ("eval", "train"):
+            row["stage"] = f"{label} ({mode})"
+            errors[row["stage"]] = slicing(model, subnet, inputs, mode)
+            allowed[row["stage"]] = SINGLE
+    missed = [
+        f"{key}: {value:.2e} above {allowed[key]:.0e}" for key, value in errors.items() if not value <= allowed[key]
+    ]
+    row["errors"] = {
+        key: float(f"{value:.3g}") if math.isfinite(value) else str(value) for key, value in errors.items()
+    }
+    row["missed"] = missed
+    row |= {"status": "fail" if missed else "pass", "stage": "compared" if missed else "done"}
+    if missed:
+        row |= {"error": "LimitMissed", "message": "; ".join(missed)}
+
+
+def describe(model: SortedModel, sizes: Mapping[str, int]) -> Row:
+    """Axes by kind, blocks, elastic shares, what is frozen, seconds; `sizes` are those of the parameters."""
+    elastic = {name for axis in model.axes.values() for name in axis.parameters}
+    total = max(1, sum(sizes.values()))
+    seconds = dict(model.report.seconds) if model.report else {}
+    ratio = (seconds.get("analysis", 0.0) + seconds.get("proof", 0.0)) / max(seconds.get("capture", 0.0), 1e-9)
+    notes = [f.why for f in model.frozen if f.where in ("capture", "part")]
+    return {
+        "captured": "parts" if any("part" in n.split() for n in notes) else "whole",
+        "axes": dict(Counter(axis.kind for axis in model.axes.values())),
+        "blocks": sum(len(chain.blocks) for chain in model.chains.values()),
+        "share": round(sum(n for name, n in sizes.items() if name in elastic) / total, 6),
+        "flops_share": flops_share(model),
+        "frozen": frozen_reasons(model, sizes, elastic),
+        "notes": notes[:5],
+        "seconds": {key: round(value, 3) for key, value in seconds.items()},
+        "ratio": round(ratio, 3),
+    }
+
+
+def frozen_reasons(model: SortedModel, sizes: Mapping[str, int], elastic: set[str]) -> dict[str, float]:
+    """Reason -> share of all parameters, over parameters that no axis reaches; a parameter's first reason counts."""
+    first: dict[str, str] = {}
+    for frozen in model.frozen:
+        first.setdefault(frozen.where.partition(" dimension ")[0], frozen.why)
+    total = max(1, sum(sizes.values()))
+    found: Counter[str] = Counter()
+    for name, size in sizes.items():
+        if name not in elastic:
+            found[first.get(name, "no reason given")] += size
+    return {reason: round(count / total, 6) for reason, count in found.most_common(8)}
+
+
+def flops_share(model: SortedModel) -> float | None:
+    """The share of FLOPs in operations whose size depends on an axis."""
+    terms = [t for t in model.blueprint.costs.terms if t.metric == "flops"]
+    full = model.cost(model.space.full).flops
+    return round(1 - sum(t.weight for t in terms if not t.dims) / full, 6) if full else None
+
+
+def perturb(module: nn.Module) -> None:
+    """Move every parameter a little, so that zeros (fresh heads, tiny layer scales) hide nothing."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.is_floating_point():
+                parameter.add_((0.02 * torch.rand(parameter.shape, generator=generator) - 0.005).to(parameter.dtype))
+
+
+def identity(model: SortedModel, original: nn.Module, inputs: Inputs, mode: str) -> tuple[float, bool]:
+    """The full model against the original, in float64 if both run in it; whether float32 had to do."""
+    try:
+        wide = copy.deepcopy(original).double()
+        copied = copy.deepcopy(model).double()
+        expected, found = run(wide, doubled(inputs), mode), run(copied, doubled(inputs), mode)
+    except Exception:
+        expected, found = run(copy.deepcopy(original), inputs, mode), run(copy.deepcopy(model), inputs, mode)
+        return difference(expected, found), True
+    error = difference(expected, found)
+    return error, error > DOUBLE and casts(model)
+
+
+def casts(model: SortedModel) -> bool:
+    """Whether the graph itself names a floating dtype below double."""
+    nodes = [n for program in model.blueprint.programs.values() for n in program.graph.nodes if n.op == "call_function"]
+    values = (v for n in nodes for v in (*n.args, *n.kwargs.values()))
+    return any(isinstance(v, torch.dtype) and v.is_floating_point and v != torch.float64 for v in values)
+
+
+def slicing(model: SortedModel, subnet: Subnet, inputs: Inputs, mode: str) -> float:
+    """A sub-network in place against its extraction."""
+    state = clone(dict(model.state_dict()))
+    small = model.extract(subnet=subnet)
+    with model.using(subnet):
+        found = run(model, inputs, mode)
+    model.load_state_dict(state)
+    expected = run(small, inputs, mode)
+    if not finite(expected):
+        return math.inf if finite(run(model, inputs, mode)) else difference(expected, found)
+    return difference(expected, found)
+
+
+def run(module: nn.Module, inputs: Inputs, mode: str) -> Any:
+    """Outputs, with the same random numbers each time."""
+    args, kwargs = call_of(inputs)
+    before = module.training
+    module.train(mode == "train")
+    torch.manual_seed(11)
+    try:
+        with torch.no_grad():
+            return module(*clone(args), **clone(kwargs))
+    finally:
+        module.train(before)
+
+
+def doubled(inputs: Inputs) -> Any:
+    """Floating inputs in float64."""
+    return torch.utils._pytree.tree_map(
+        lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x, inputs
+    )
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """Every tensor of a nested output; attributes of plain objects count too."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from tensors(part)
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from tensors(part)
+    elif hasattr(value, "__dict__"):
+        yield from tensors(vars(value))
+
+
+def finite(value: Any) -> bool:
+    """Whether all floating tensors hold finite numbers only."""
+    return all(bool(t.isfinite().all()) for t in tensors(value) if t.is_floating_point())
+
+
+def difference(expected: Any, found: Any) -> float:
+    """The largest difference of any tensor, relative to its largest number; infinite where the structure differs."""
+    left, right = list(tensors(expected)), list(tensors(found))
+    if len(left) != len(right) or not left:
+        return math.inf
+    return max(_one_difference(a, b) for a, b in zip(left, right, strict=True))
+
+
+def _one_difference(a: Tensor, b: Tensor) -> float:
+    if a.shape != b.shape or a.is_floating_point() != b.is_floating_point():
+        return math.inf
+    if a.numel() == 0:
+        return 0.0
+    if not (a.is_floating_point() or a.is_complex()):
+        return 0.0 if torch.equal(a, b) else math.inf
+    a, b = (t.detach().to(torch.complex128 if t.is_complex() else torch.float64) for t in (a, b))
+    same = (a == b) | (a.isnan() & b.isnan())
+    gap = torch.where(same, torch.zeros_like(a), a - b).abs().max().item()
+    usable = a[a.isfinite()].abs()
+    scale = max(usable.max().item() if usable.numel() else 1.0, 1e-3)
+    return math.inf if gap != gap else gap / scale
+
+
+def _where(error: BaseException) -> str:
+    """The innermost frame inside sortify, for whoever mends it."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/sortify/" in f.filename]
+    return f"{frames[-1].filename.rpartition('/sortify/')[2]}:{frames[-1].name}" if frames else ""
+
+
+def main(check_one: Callable[[str], Row] = check) -> int:
+    """Print one line of JSON for the model named on the command line."""
+    warnings.simplefilter("ignore")
+    row = check_one(sys.argv[1])
+    print(json.dumps(row))
+    return 0 if row["status"] == "pass" else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
