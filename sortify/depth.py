@@ -158,7 +158,7 @@ def find_chains(captured: Captured, analysis: Analysis) -> tuple[list[Chain], li
 
 
 def _residuals(flow: _Flow) -> list[_Residual]:
-    """The finest residual regions in program order: those that hold no other."""
+    """The finest residual regions in program order: those that hold no other, nor a part of one."""
     found: list[tuple[_Residual, frozenset[fx.Node]]] = []
     for entry in flow.nodes:
         if len(entry.users) < 2 or entry in flow.weights or not isinstance(flow.known.get(entry), tuple):
@@ -171,7 +171,12 @@ def _residuals(flow: _Flow) -> list[_Residual]:
         inside = flow.between(entry, exit)
         if _contracts(flow, inside):
             found.append((_Residual(entry, exit), frozenset(inside)))
-    return [r for r, inside in found if not any(other < inside for _, other in found)]
+    kept, taken = list[_Residual](), set[fx.Node]()
+    for residual, inside in sorted(found, key=lambda item: (flow.order[item[0].exit], len(item[1]))):
+        if taken.isdisjoint(inside):
+            kept.append(residual)
+            taken |= inside
+    return sorted(kept, key=lambda residual: flow.order[residual.entry])
 
 
 def _contracts(flow: _Flow, nodes: Iterable[fx.Node]) -> bool:
@@ -309,15 +314,15 @@ def _block(
     train_runs: Sequence[Sequence[_Residual]],
     taken: set[str],
 ) -> Block | None:
-    """The block with its twin in the train graph, which uses the same tensors: the first that is not `taken` yet."""
+    """The block with its twin in the train graph, which uses the same tensors: the first of which none is `taken`."""
     wanted = _tensors_of(flows["eval"], residuals)
     for run in train_runs:
         for start in range(len(run)):
             part = run[start : start + len(residuals)]
-            if len(part) != len(residuals) or part[-1].exit.name in taken:
+            if len(part) != len(residuals) or any(residual.exit.name in taken for residual in part):
                 continue
             if _tensors_of(flows["train"], part) == wanted:
-                taken.add(part[-1].exit.name)
+                taken.update(residual.exit.name for residual in part)
                 regions = {"train": _region(flows["train"], part), "eval": _region(flows["eval"], residuals)}
                 return Block(_name(flows["eval"], residuals), regions)
     return None

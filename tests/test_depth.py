@@ -91,6 +91,21 @@ def shortcut_through_a_layer(x: Tensor, norm: Layer, up: Layer, down: Layer) -> 
     return down(up(x)) + norm(down(torch.relu(up(x))))
 
 
+class SharedPair(nn.Module):
+    """Two different residual parts that follow each other three times, with the same weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict({"one": nn.Linear(8, 8), "up": nn.Linear(8, 16), "down": nn.Linear(16, 8)})
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(3):
+            x = x + self.layers["one"](x).relu()
+            x = x + self.layers["down"](self.layers["up"](x).relu())
+        return self.head(x)
+
+
 class Leaking(nn.Module):
     """What a block computes inside is used by the head."""
 
@@ -158,6 +173,7 @@ CASES = {
     "a lone block": Case(lambda: Net(subtracted, 1), ROW, (("layers.0", 1),)),
     "decoder": Case(attention.EncoderDecoder, (TOKENS[0], TOKENS[0][:, :4]), (("encoder", 2), ("decoder", 2))),
     "shared block": Case(dense.SharedBlock, ROW, (("block", 3),)),
+    "shared block of two parts": Case(SharedPair, ROW, (("layers", 3),)),
     "plain MLP": Case(dense.MLP, ROW, ()),
     "DenseNet": Case(conv.DenseNet, IMAGE, ()),
     "only multiplied": Case(lambda: Net(only_multiplied), ROW, ()),
