@@ -13,7 +13,7 @@ UV := .tools/bin/uv
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help venv demo test check lint types docs format lock bench report-models clean
+.PHONY: help venv demo test check lint types docs format lock bench report-models zoo zoo-full zoo-sample clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | awk -F '\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -45,6 +45,15 @@ bench: $(READY) ## time and memory of conversion and of sub-networks
 
 report-models: $(READY) ## convert every model of the support list and print its proof
 	$(BIN)/python examples/report_models.py
+
+zoo: $(READY) ## convert every torchvision model, 1 or 2 per timm module, every transformers type; hours, resumable
+	OMP_NUM_THREADS=1 $(BIN)/python -m examples.coverage.sweep --zoo zoo --page docs/coverage.md
+
+zoo-full: $(READY) ## the same over all timm names; days on a small machine, resumable
+	OMP_NUM_THREADS=1 $(BIN)/python -m examples.coverage.sweep --zoo zoo-full --seconds 900 --memory 12
+
+zoo-sample: $(READY) ## the same over a fixed dozen of small models; minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m examples.coverage.sweep --zoo zoo-sample --strict --retry pass fail refused not-built
 
 venv: $(READY) ## make the environment and nothing else
 

@@ -221,6 +221,9 @@ def developers(rows: Mapping[str, Row]) -> str:
     lines.append("\n## Slow conversions: (analysis + proof) / capture above 2\n")
     slow = sorted((r for r in done if r.get("ratio", 0) > 2), key=lambda r: -r["ratio"])
     lines += [f"- `{r['name']}` {r['ratio']}x {r['seconds']}" for r in slow[:15]]
+    lines.append("\n## Slowest captures\n")
+    captured = sorted((r for r in done if r.get("seconds")), key=lambda r: -r["seconds"].get("capture", 0.0))
+    lines += [f"- `{r['name']}` {r['seconds']['capture']} s, {r['parameters']:,} parameters" for r in captured[:15]]
     lines.append("\n## Not built\n")
     for name, members in failures(r for r in done if r["status"] == "not-built").items():
         lines.append(f"- {len(members)}x {name}: {', '.join(r['name'] for r in members[:4])}")
