@@ -136,7 +136,7 @@ def _write(model: sortify.SortedModel, subnet: sortify.Subnet, target: Path, for
         else:
             again = small
         with torch.no_grad():
-            error = difference(expected, again(*args, **kwargs))
+            error = sortify.difference(_leaves(expected), _leaves(again(*args, **kwargs)))
         tensors = [t for t in small.tensors.values() if t.is_floating_point()]
         allowed = COARSE if any(t.element_size() < 4 for t in tensors) else TOLERANCE
         if not error <= allowed:
@@ -145,20 +145,5 @@ def _write(model: sortify.SortedModel, subnet: sortify.Subnet, target: Path, for
     return error
 
 
-def difference(expected: Any, found: Any) -> float:
-    """The largest difference over all tensors, relative to the largest value of each; infinite where shapes differ."""
-    left, right = _leaves(expected), _leaves(found)
-    if len(left) != len(right) or not left or any(a.shape != b.shape for a, b in zip(left, right, strict=True)):
-        return float("inf")
-    return max(_relative(a.double(), b.double()) for a, b in zip(left, right, strict=True))
-
-
-def _relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    if not a.numel():
-        return 0.0
-    worst = float((a - b).abs().max() / a.abs().max().clamp(min=1e-3))
-    return worst if worst == worst else float("inf")
-
-
-def _leaves(value: Any) -> list[torch.Tensor]:
+def _leaves(value: Any) -> list[Any]:
     return [leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]

@@ -25,6 +25,7 @@ from sortify.convert import sortify
 from sortify.cost import Cost
 from sortify.data import Data, load_data
 from sortify.depth import Block, Chain
+from sortify.difference import difference
 from sortify.errors import (
     AxesError,
     BudgetError,
@@ -86,6 +87,7 @@ __all__ = [
     "Trained",
     "Trainer",
     "TrainingError",
+    "difference",
     "draw",
     "evaluate",
     "example_inputs_for",

@@ -6,16 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+from typing import TYPE_CHECKING, Any
 
 from sortify.evaluate import Evaluation, Row, quantity
 from sortify.files import replacing
+
+if TYPE_CHECKING:  # matplotlib takes a while to import, and most uses of sortify draw nothing
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 INK, FAINT, GRID = "#1f2933", "#6b7785", "#e3e7ec"
 DOT, FRONT, FULL = "#9fb3c8", "#d9480f", "#1864ab"
@@ -46,6 +44,9 @@ def draw(evaluation: Evaluation, path: str | Path) -> tuple[Path, Path]:
 
 def make_figure(evaluation: Evaluation) -> Figure:
     """Return the figure: one panel, or two where the rows vary along a group."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     heat = heat_map(evaluation)
     tall = heat is not None and len(heat.cells) > 1
     wide = 5.2 if heat is None else max(4.6, 1.2 + 0.5 * len(heat.columns))
@@ -86,6 +87,8 @@ def _points(evaluation: Evaluation, rows: Sequence[Row]) -> tuple[list[float], l
 
 def _flops_axis(panel: Axes, flops: Sequence[int]) -> None:
     """Scale and label the cost axis; a logarithmic one gets a tick at each doubling that fits."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+
     least, most = max(1, min(flops)), max(1, *flops)
     panel.set_xlabel("FLOPs of one call at the example inputs' sizes")
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: quantity(value)))
@@ -177,6 +180,8 @@ def _heat(panel: Axes, heat: HeatMap, evaluation: Evaluation, square: bool) -> N
 
 def _dark(shade: float) -> bool:
     """Say whether a shade of the colour map needs white letters."""
+    from matplotlib import colormaps
+
     red, green, blue, _ = colormaps[COLOURS](shade)
     return bool(0.299 * red + 0.587 * green + 0.114 * blue < 0.55)
 

@@ -47,10 +47,13 @@ class StepBatches:
 
 
 def recalibration_inputs(loader: Loader, task: Task, batches: int, device: torch.device) -> Iterator[Any]:
-    """Yield what the model is called with, the same training batches each time; generators stay where they were."""
+    """Yield what the model is called with, the same training batches each time, each sample once at most.
+
+    Generators of random numbers stay where they were.
+    """
     with preserved_chance():
         stream = Stream(loader, seed=0)
-        for _ in range(batches):
+        for _ in range(min(batches, stream.per_epoch or batches)):
             inputs, _target = task.split(stream.take())
             yield moved(inputs.to_model(), device)
 

@@ -23,7 +23,6 @@ from typer.testing import Result
 
 import sortify
 from sortify import proof
-from sortify_cli.extract import difference
 
 MEMBERS = 4
 """Two widths times two depths."""
@@ -103,8 +102,8 @@ def test_extract_writes_a_program_that_equals_its_subnetwork(walk: Walk) -> None
     x = torch.randn(5, 1, 8, 8)
     with torch.no_grad(), model.using(subnet):
         expected = model(x)
-        assert difference(expected, small(x)) <= 1e-5
-        assert difference(expected, model.using(model.space.full) and small(x + 1)) > 1e-3
+        assert sortify.difference(expected, small(x)) <= 1e-5
+        assert sortify.difference(expected, model.using(model.space.full) and small(x + 1)) > 1e-3
     assert model.cost(subnet).flops <= 0.5 * model.cost(model.space.full).flops
     text = walk.said["extract"].stdout
     assert str(subnet) in text
@@ -270,7 +269,7 @@ def test_an_exported_program(tmp_path: Path) -> None:
     ]
     x, model = torch.randn(3, 1, 8, 8), sortify.load(tmp_path / "sorted")
     with torch.no_grad():
-        assert difference(small_net().eval()(x), model(x)) <= 1e-5
+        assert sortify.difference(small_net().eval()(x), model(x)) <= 1e-5
     assert "0.0.weight" in model.state_dict()
     works(tmp_path, "train", "--steps", "1")
 

@@ -33,7 +33,7 @@ LONG_FUNCTIONS: dict[str, str] = {}
 
 # The rooms in the order in which data flows. A module imports from its own row and from the rows above it.
 ROOMS = [
-    ["errors", "files"],
+    ["errors", "files", "difference"],
     ["dims", "structure", "graphs", "signature"],
     ["inputs", "trust", "sources"],
     ["lifting", "prepare", "exporting", "capture", "interpreter"],
