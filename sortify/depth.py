@@ -172,10 +172,10 @@ def _residuals(flow: _Flow) -> list[_Residual]:
         if _contracts(flow, inside):
             found.append((_Residual(entry, exit), frozenset(inside)))
     kept, taken = list[_Residual](), set[fx.Node]()
-    for residual, inside in sorted(found, key=lambda item: (flow.order[item[0].exit], len(item[1]))):
-        if taken.isdisjoint(inside):
+    for residual, members in sorted(found, key=lambda item: (flow.order[item[0].exit], len(item[1]))):
+        if taken.isdisjoint(members):
             kept.append(residual)
-            taken |= inside
+            taken |= members
     return sorted(kept, key=lambda residual: flow.order[residual.entry])
 
 

@@ -106,10 +106,18 @@ def shrink(program: Program, plan: Plan, mode: str, subnet: Subnet) -> Program:
     for region in sorted(left_out, key=lambda region: order[region.exit], reverse=True):
         by_name[region.exit].replace_all_uses_with(by_name[region.entry])
         for name in reversed(region.nodes):
-            graph.erase_node(by_name[name])
+            _erase(graph, by_name[name])
     graph.eliminate_dead_code()
     _without_counters(graph, gone)
     return _without_unused(graph, program)
+
+
+def _erase(graph: fx.Graph, node: fx.Node) -> None:
+    """Erase a node that nobody uses but sizes computed from it, which nobody uses any more."""
+    for user in list(node.users):
+        if user.target in (operator.floordiv, operator.mul):
+            _erase(graph, user)
+    graph.erase_node(node)
 
 
 def _module(node: fx.Node) -> str:

@@ -14,6 +14,7 @@ import zoo_conv as conv
 import zoo_dense as dense
 from torch import Tensor, nn
 
+from sortify import sortify
 from sortify.axes.analysis import analyse
 from sortify.capture import Captured, capture
 from sortify.depth import Chain, find_chains
@@ -239,3 +240,55 @@ def test_a_bypassed_block_hands_its_input_on() -> None:
         by_name[region.exit].replace_all_uses_with(by_name[region.entry])
     graph.eliminate_dead_code()
     assert [str(node.target) for node in graph.nodes if node.op == "call_function"] == ["aten.linear.default"] * 2
+
+
+class OneReads(nn.Module):
+    """An encoder block whose output a single decoder block reads: each is a block, neither owns the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.source, self.target = nn.Linear(8, 12), nn.Linear(8, 12)
+        self.encode, self.keys, self.decode = nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 12)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        memory, y = self.source(x), self.target(x)
+        memory = memory + torch.relu(self.encode(memory))
+        return self.head(y + self.decode(y * torch.sigmoid(self.keys(memory))))
+
+
+class Braided(OneReads):
+    """The first block reads what the second one adds to, so the second would hold a part of the first."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.source(x), self.target(x)
+        a = a + self.decode(torch.relu(self.encode(a) + self.encode(b)))
+        return self.head(b + self.keys(torch.tanh(b) * a))
+
+
+class Folded(nn.Module):
+    """torch's attention, which folds heads into the batch: sizes are computed inside the block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(10, 12), nn.Linear(12, 5)
+        self.attention = nn.MultiheadAttention(12, 3, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(x + self.attention(x, x, x)[0])
+
+
+@pytest.mark.parametrize(("module", "inputs", "count"), [(OneReads, ROW, 2), (Braided, ROW, 1), (Folded, SEQUENCE, 1)])
+def test_blocks_share_no_node_and_can_be_left_out(
+    module: type[nn.Module], inputs: tuple[Tensor, ...], count: int
+) -> None:
+    captured, chains, _ = found(module(), inputs)
+    assert len(chains) == count
+    for mode in captured.programs:
+        regions = [set(block.regions[mode].nodes) for chain in chains for block in chain.blocks]
+        assert sum(map(len, regions)) == len(set().union(*regions))
+    model = sortify(module(), inputs)
+    for subnet in (model.space.full, model.space.smallest):
+        with torch.no_grad(), model.using(subnet):
+            assert torch.allclose(model.extract(subnet=subnet)(*inputs), model(*inputs), atol=1e-6)
