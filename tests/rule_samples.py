@@ -12,19 +12,22 @@ from typing import Any
 import torch
 from rule_law import Sample
 from rule_samples_contraction import CONTRACTION
+from rule_samples_images import IMAGES, matrix_op
 from rule_samples_indexing import COPIED, INDEXING
 from rule_samples_recurrent import RECURRENT
+from rule_samples_scattering import SCATTERING
 from rule_samples_shapes import SHAPES
 from rule_tensors import flags, numbers, whole
 
-from sortify.axes.rules import RULES, indexing, pointwise, reductions
+from sortify.axes.rules import RULES, images, indexing, layouts, pointwise, reductions
 from sortify.axes.rules.table import find_op
 
-INTEGERS = "bitwise_and bitwise_not bitwise_or bitwise_xor __and__ __or__ __xor__".split()
+INTEGERS = "bitwise_and bitwise_not bitwise_or bitwise_xor __and__ __or__ __xor__ __iand__ __ior__ __ixor__".split()
+INTEGERS += "bitwise_left_shift bitwise_right_shift __lshift__ __rshift__ __ilshift__ __irshift__ gcd lcm".split()
 BOOLEANS = "logical_and logical_not logical_or logical_xor".split()
-ABOVE_ONE = "acosh".split()
+ABOVE_ONE = "acosh arccosh".split()
 NOISY = """bernoulli uniform normal_functional exponential rand_like randn_like empty_like rand randn empty new_empty
-randperm""".split()
+randperm cauchy geometric log_normal normal random rrelu""".split()
 
 
 def packet(op: str) -> str:
@@ -116,6 +119,7 @@ def _reduce(op: str) -> Iterator[Sample]:
 
 def _reduction(op: str, schema: Any, dim: Any, keep: bool | None) -> Sample:
     given = {"p": 2, "dtype": torch.float64, "unbiased": True, "correction": 1, "dim": dim, "keepdim": keep, "ord": 2}
+    given |= {"q": 0.5, "interpolation": "linear"}
     args, kwargs = list[Any](), dict[str, Any]()
     for argument in schema.arguments[1:]:
         if argument.kwarg_only:
@@ -126,9 +130,12 @@ def _reduction(op: str, schema: Any, dim: Any, keep: bool | None) -> Sample:
     return Sample(op, (value, *args), kwargs, opens=_opens_after(op, dim), values="shape")
 
 
+FINDING = [f"aten.{name}.dim" for name in ("max", "min", "median", "nanmedian")]
+
+
 def _opens_after(op: str, dim: Any) -> int:
     """Positions as results fix what was reduced."""
-    finds = packet(op) in ("argmax", "argmin") or op in ("aten.max.dim", "aten.min.dim", "aten.median.dim")
+    finds = packet(op) in ("argmax", "argmin") or op in FINDING
     return 2 if finds else 3
 
 
@@ -178,11 +185,12 @@ FAMILIES = {
     pointwise.same_shape: _copies,
     pointwise.softmax: _softmax,
     reductions.reduce: _reduce,
-    reductions.pool: _pool,
+    images.pool: _pool,
+    layouts.matrices: matrix_op,
     indexing.create: _create,
     indexing.count: _count,
 }
 
-WRITTEN = (*CONTRACTION, *RECURRENT, *SHAPES, *INDEXING)
+WRITTEN = (*CONTRACTION, *RECURRENT, *IMAGES, *SCATTERING, *SHAPES, *INDEXING)
 # Ops of a regular family whose schema does not tell what a sensible call is.
 IRREGULAR = frozenset(sample.op for sample in COPIED)

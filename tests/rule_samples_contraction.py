@@ -162,6 +162,12 @@ NORM = (
     mixing("group_norm.default", n(2, 6, 4, 5), 1, n(6), n(6), opens=4),
     mixing("group_norm.default", n(2, 6, 5), 6, n(6), n(6), opens=3, least=2),
     mixing("group_norm.default", n(2, 6, 5), 3, opens=4, least=2),
+    mixing("native_layer_norm.default", n(2, 3, 4), [4], n(4), n(4), 1e-5, opens=3),
+    mixing("native_layer_norm.default", n(2, 3, 4), [3, 4], None, None, 1e-5, opens=3),
+    mixing("_fused_rms_norm.default", n(2, 3, 4), [4], n(4), 1e-5, opens=3),
+    *(mixing(f"{op}.default", n(3, 4), n(3, 1), opens=2) for op in ("_weight_norm", "_weight_norm_interface")),
+    *(mixing(f"{op}.default", n(3, 4, 2), n(1, 1, 2), 2, opens=3) for op in ("_weight_norm", "_weight_norm_interface")),
+    mixing("_weight_norm.default", n(3, 4), n(), -1, opens=2),
     mixing("cosine_similarity.default", n(3, 4, 5), n(3, 4, 5), opens=3),
     mixing("cosine_similarity.default", n(3, 4), n(1, 4), -1, opens=2),
     mixing("cosine_similarity.default", n(1, 4), n(3, 4), -1, opens=2),
@@ -172,9 +178,18 @@ NORM = (
     mixing("pairwise_distance.default", n(3, 4), n(4), opens=2),
 )
 
+LOSS = "mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy".split()
+LOSS += "binary_cross_entropy_with_logits soft_margin_loss kl_div".split()
+LOSSES = (
+    *(mixing(f"{op}.default", n(3, 4), n(3, 4), reduction=1, opens=2) for op in LOSS),
+    *(case(f"{op}.default", n(3, 4), n(3, 4), reduction=0, opens=2) for op in LOSS),
+    case("poisson_nll_loss.default", n(3, 4), n(3, 4), True, False, 1e-8, 0, opens=2),
+    mixing("poisson_nll_loss.default", n(3, 4), n(3, 4), True, False, 1e-8, 1, opens=2),
+)
+
 LOOKUP = (
     case("embedding.default", n(7, 4), whole(2, 3, below=7), opens=3),
     case("embedding.default", n(4, 4), whole(4, below=4), opens=2),
 )
 
-CONTRACTION = (*PRODUCTS, *RARER, *ATTENTION, *EINSUM, *CONVOLUTION, *NORM, *LOOKUP)
+CONTRACTION = (*PRODUCTS, *RARER, *ATTENTION, *EINSUM, *CONVOLUTION, *NORM, *LOSSES, *LOOKUP)

@@ -11,19 +11,15 @@ DROPOUTS = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropou
 PICKED = (
     case("index_select.default", n(3, 4), 1, whole(5, below=4), opens=1),
     case("index_select.default", n(3, 3), -2, whole(3, below=3), opens=1),
-    case("gather.default", n(3, 4), 1, whole(3, 2, below=4), opens=0),
-    case("index.Tensor", n(3, 4), [None, whole(5, below=4)], opens=1),
-    case("index.Tensor", n(3, 4), [whole(5, below=3)], opens=1),
-    case("index.Tensor", n(2, 3, 4), [whole(5, 1, below=2), whole(6, below=3)], opens=1),
-    case("index.Tensor", n(2, 3, 4, 5), [None, whole(6, below=3), whole(6, below=4)], opens=2),
-    case("index.Tensor", n(2, 3, 4, 5), [whole(6, below=2), None, whole(6, below=4)], opens=2),
-    case("index.Tensor", n(3, 4), [flags(3)], opens=0),
     case("one_hot.default", whole(3, 4, below=5), 5, opens=2),
 )
 
 ORDERED = (
     *(case(f"{op}.default", n(3, 4), 1, opens=1) for op in ("cumsum", "cumprod", "logcumsumexp")),
     *(case(f"{op}.default", n(4, 4), -2, opens=1) for op in ("cumsum", "cumprod", "logcumsumexp")),
+    *(case(f"{op}_.default", n(3, 4), 1, opens=1) for op in ("cumsum", "cumprod")),
+    *(case(f"{op}.default", n(3, 4), 1, opens=1) for op in ("cummax", "cummin")),
+    case("cummax.default", n(4, 4), 0, opens=1),
     case("diff.default", n(3, 4), opens=1),
     case("diff.default", n(4, 4), 2, 0, opens=1),
     case("diff.default", n(3, 4), 1, 1, n(3, 2), n(3, 1), opens=1),
@@ -58,6 +54,16 @@ ACTIVATED = (
 )
 
 COPIED = (
+    noisy("normal_.default", n(3, 4), opens=2),
+    *(case(f"clip{u}.default", n(3, 4), 0.2, 0.6, opens=2) for u in ("", "_")),
+    case("imag.default", torch.complex(n(3, 4), n(3, 4)), opens=2),
+    case("kthvalue.default", n(3, 4), 2, opens=1, values="shape"),
+    case("kthvalue.default", n(4, 4), 2, 0, True, opens=1, values="shape"),
+    case("mode.default", whole(3, 4, below=3), opens=1, values="shape"),
+    case("linalg_matrix_norm.default", n(2, 3, 4), 2, opens=3, values="shape"),
+    case("linalg_matrix_norm.default", n(4, 4), 1, [-1, 0], True, opens=2, values="shape"),
+    case("linalg_matrix_norm.str_ord", n(2, 3, 4), "fro", opens=3, values="shape"),
+    *(case("_safe_softmax.default", n(3, 4), dim, opens=2, values="shape") for dim in (-1, 0)),
     *(case(f"fill{u}.Tensor", n(3, 4), n(), opens=2) for u in ("", "_")),
     *(case(f"clamp{u}.default", n(3, 4), 0.2, 0.6, opens=2) for u in ("", "_")),
     *(noisy(f"bernoulli{u}.Tensor", n(3, 4), n(3, 4), opens=2) for u in ("", "_")),

@@ -28,7 +28,7 @@ def params(
 
 def layer(kind: str, *, layers: int = 1, two: bool = False, biases: bool = True, proj: int = 0, **more: Any) -> Sample:
     """input [5, 3, 2] or [3, 5, 2], hidden width 4: the samples, the input's and the hidden width stay open."""
-    directions, opens = 2 if two else 1, 4 if proj else 3
+    directions, opens = 2 if two else 1, 2 if proj == 3 else 3
     weights = params(GATES[kind], 2, 4, layers, directions, biases=biases, proj=proj)
     states = [n(layers * directions, 3, proj or 4), n(layers * directions, 3, 4)]
     given: Any = states if kind == "lstm" else states[0]
@@ -65,7 +65,7 @@ LAYERS = tuple(
         {"layers": 2, "two": True},
         {"biases": False, "batch_first": True},
         {"layers": 3},
-        *([{"layers": 2, "two": True, "proj": 3}, {"proj": 3, "biases": False}] if kind == "lstm" else []),
+        *([{"layers": 2, "two": True, "proj": 2}, {"proj": 2, "biases": False}, {"proj": 3}] if kind == "lstm" else []),
     )
 )
 

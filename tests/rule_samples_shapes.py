@@ -122,7 +122,7 @@ JOINED = (
 CUT = (
     *(
         case(op, tensor, sizes, dim, opens=opens)
-        for op in ("split_with_sizes.default", "split.sizes")
+        for op in ("split_with_sizes.default", "split.sizes", "unsafe_split_with_sizes.default")
         for tensor, sizes, dim, opens in (
             (n(3, 6), [1, 2, 3], 1, 3),
             (n(6, 4), [3, 3], 0, 3),

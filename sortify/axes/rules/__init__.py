@@ -1,6 +1,17 @@
 """The rules, by family; importing this package fills the table."""
 
-from sortify.axes.rules import contraction, indexing, pointwise, products, recurrent, reductions, shapes
+from sortify.axes.rules import (
+    contraction,
+    images,
+    indexing,
+    layouts,
+    pointwise,
+    products,
+    recurrent,
+    reductions,
+    scattering,
+    shapes,
+)
 from sortify.axes.rules.table import RULES, Call, Literal, rule
 
 # Ops that sum products over a dimension.
@@ -16,11 +27,14 @@ __all__ = [
     "Call",
     "Literal",
     "contraction",
+    "images",
     "indexing",
+    "layouts",
     "pointwise",
     "products",
     "recurrent",
     "reductions",
     "rule",
+    "scattering",
     "shapes",
 ]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import fx
 
 from sortify.axes.algebra import UNIT, Expr, open_atom
-from sortify.axes.rules.pointwise import broadcast
 from sortify.axes.rules.table import Call, Dims, overloads, rule
 
 
@@ -27,28 +25,46 @@ def index_select(call: Call) -> Dims:
     return tuple(dims)
 
 
-@rule("aten.gather.default")
-def gather(call: Call) -> Dims:
-    dims, index = call.dims("self"), call.dims("index")
-    call.fix([*dims, *index], "its positions are picked by data")
-    return tuple(call.fixed(size, "picked by data") for size in call.shape)
+@rule("aten.embedding_bag.default", "aten.embedding_bag.padding_idx")
+def embedding_bag(call: Call) -> list[Dims]:
+    """Sums or means of rows of weight [V, D], bag by bag: [B, D]; extremes would also give their positions."""
+    rows, width = call.dims("weight")
+    for dims in (call.dims("indices"), call.dims("offsets"), call.dims("per_sample_weights")):
+        call.fix(dims, "it numbers rows picked by data")
+    call.fix([rows, *([width] if call["mode"] == 2 else [])], "its rows are picked by data")
+    bags, *others = call.shapes
+    made = [tuple(call.fixed(size, "bags") for size in shape) for shape in others]
+    return [(call.fixed(bags[0], "bags"), width), *made]
 
 
-@rule("aten.index.Tensor")
-def index(call: Call) -> Dims:
-    """Dimensions with an index tensor are picked by data; the others pass through."""
-    dims, indices = call.dims("self"), list(call["indices"])
-    if any(isinstance(i, fx.Node) and i.meta["val"].dtype in (torch.bool, torch.uint8) for i in indices):
-        for tensor in call.tensors():
-            call.fix(tensor, "its positions are picked by a mask")
-        return tuple(call.fixed(size, "picked by a mask") for size in call.shape)
-    used = [place for place, i in enumerate(indices) if i is not None]
-    picked = broadcast(call, [call.dims_of(indices[place]) for place in used])
-    call.fix([dims[place] for place in used], "its positions are picked by data")
-    call.fix(picked, "it numbers positions picked by data")
-    rest = [d for place, d in enumerate(dims) if place not in used]
-    at = used[0] if used == list(range(used[0], used[-1] + 1)) else 0
-    return (*rest[:at], *picked, *rest[at:])
+@rule(
+    *(f"aten.{name}.default" for name in ("histc", "bincount", "multinomial", "_unique2", "unique_consecutive")),
+    *("aten.unique_dim.default", "aten.repeat_interleave.Tensor"),
+)
+def counted(call: Call) -> Dims | list[Dims]:
+    """What is counted, drawn or listed by value: nothing is elastic."""
+    for dims in call.tensors():
+        call.fix(dims, "its values are counted or drawn")
+    made: list[Dims] = [tuple(call.fixed(size, "counted or drawn by value") for size in s) for s in call.shapes]
+    return made if isinstance(call.node.meta["val"], (list, tuple)) else made[0]
+
+
+@rule("aten.bucketize.Tensor", "aten.isin.Tensor_Tensor", "aten.isin.Tensor_Scalar")
+def among(call: Call) -> Dims:
+    """Every element by itself, compared with a table."""
+    table = "boundaries" if "boundaries" in call.arguments else "test_elements"
+    call.fix(call.dims(table), "every element is compared with all of it")
+    return call.dims("elements" if "elements" in call.arguments else "self")
+
+
+@rule("aten.searchsorted.Tensor")
+def searchsorted(call: Call) -> Dims:
+    """A table in order, one for all or one for each row."""
+    table, dims = call.dims("sorted_sequence"), call.dims("self")
+    call.fix([*table[-1:], *call.dims("sorter")], "every element is compared with all of it")
+    if len(table) > 1:
+        call.unify_all(table[:-1], dims[:-1])
+    return dims
 
 
 @rule("aten.one_hot.default")
@@ -87,8 +103,10 @@ def create(call: Call) -> Dims:
     "aten.eye.default",
     "aten.eye.m",
     "aten.tril_indices.default",
+    "aten.triu_indices.default",
     "aten.randperm.default",
-    "aten.hann_window.default",
+    "aten.logspace.default",
+    *(f"aten.{name}_window.default" for name in ("hann", "hamming", "blackman", "bartlett", "kaiser")),
 )
 def count(call: Call) -> Dims:
     return tuple(call.fixed(size, "its values count positions") for size in call.shape)

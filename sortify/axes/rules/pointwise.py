@@ -16,6 +16,13 @@ lgamma log log10 log1p log2 log_sigmoid logical_and logical_not logical_or logic
 maximum minimum mish mul nan_to_num ne neg pow rad2deg reciprocal relu relu6 remainder round rsqrt rsub selu
 sigmoid sign silu sin sinc sinh softplus softshrink sqrt square sub tan tanh threshold trunc where xlogy
 __and__ __or__ __xor__ true_divide subtract multiply divide negative float_power gelu_
+absolute angle arccos arccosh arcsin arcsinh arctan arctan2 arctanh bitwise_left_shift bitwise_right_shift clip complex
+digamma fix fmax fmin frac gcd greater greater_equal heaviside hypot i0 igamma igammac imag isclose isneginf isposinf
+isreal lcm ldexp less less_equal logaddexp logaddexp2 nextafter not_equal polar polygamma real rrelu sgn signbit
+special_bessel_j0 special_bessel_j1 special_digamma special_entr special_erf special_erfc special_erfcx special_erfinv
+special_exp2 special_expit special_expm1 special_gammaln special_i0 special_i0e special_i1 special_i1e special_log1p
+special_log_ndtr special_logit special_ndtr special_ndtri special_psi special_sinc special_xlog1py special_xlogy
+__lshift__ __rshift__ __ilshift__ __irshift__ __iand__ __ior__ __ixor__
 """.split()
 
 # Ops that copy, convert or randomly drop elements, or fill a tensor of the same shape.
@@ -23,6 +30,7 @@ COPIES = """
 alias bernoulli clone contiguous detach dropout feature_dropout alpha_dropout feature_alpha_dropout
 empty_like fill full_like lift_fresh lift_fresh_copy normal_functional ones_like positive rand_like randn_like
 requires_grad to type_as uniform zero zeros_like _to_copy conj resolve_conj resolve_neg exponential
+cauchy geometric log_normal random conj_physical
 """.split()
 
 
@@ -57,7 +65,7 @@ def _tensor_in_tensor_out(names: list[str]) -> list[str]:
 
 
 POINTWISE = _tensor_in_tensor_out(_existing(sorted(set(PACKETS))))
-SAME_SHAPE = _tensor_in_tensor_out(_existing(sorted(set(COPIES))))
+SAME_SHAPE = [*_tensor_in_tensor_out(_existing(sorted(set(COPIES)))), "aten.normal_.default"]
 
 
 @rule(*POINTWISE)
@@ -72,6 +80,38 @@ def same_shape(call: Call) -> Dims:
     return broadcast(call, [dims, call.dims("p")])
 
 
+@rule("aten.copy_.default", "aten.copy.default")
+def copy(call: Call) -> Dims:
+    """The second tensor, broadcast to the first, is written over it."""
+    dims = call.dims("self")
+    broadcast(call, [dims, call.dims("src")])
+    return dims
+
+
+@rule("aten.broadcast_tensors.default")
+def broadcast_tensors(call: Call) -> list[Dims]:
+    """All tensors, stretched to one shape."""
+    operands = [call.dims_of(tensor) for tensor in call["tensors"]]
+    return [broadcast(call, operands) for _ in operands]
+
+
+@rule("aten.native_dropout.default")
+def native_dropout(call: Call) -> list[Dims]:
+    """The result and the mask of what was kept."""
+    return [call.dims("input"), call.dims("input")]
+
+
+@rule("aten.div.out", "aten.mul.out", "aten.add.out", "aten.sub.out", "aten.copy.out", "aten.clamp_min.out")
+def kept_for_later(call: Call) -> Dims:
+    """Written to a tensor that the caller keeps, as spectral norms keep their vectors from call to call.
+
+    A part of what the full network left there is not what the sub-network would have left.
+    """
+    for dims in call.tensors():
+        call.fix(dims, "its result is kept from call to call, and is that of one size only")
+    return call.dims("out")
+
+
 @rule("aten.prelu.default")
 def prelu(call: Call) -> Dims:
     """input [N, C, ...], weight [C] or [1]."""
@@ -84,7 +124,7 @@ def prelu(call: Call) -> Dims:
 @rule(
     *[
         f"aten.{name}.{overload}"
-        for name in ("softmax", "log_softmax", "_softmax", "_log_softmax")
+        for name in ("softmax", "log_softmax", "_softmax", "_log_softmax", "_safe_softmax")
         for overload in getattr(torch.ops.aten, name).overloads()
         if overload in ("int", "default")
     ]

@@ -49,7 +49,9 @@ def _tie(call: Call, weights: LayerWeights, inputs: Expr, output: Expr, hidden: 
     for bias in weights.biases:
         for dim in call.dims_of(bias):
             call.unify(dim, block)
-    if weights.projection is not None:
+    if weights.projection is None:
+        call.unify(output, hidden)
+    else:
         call.unify_all(call.dims_of(weights.projection), (output, hidden))
 
 
@@ -60,12 +62,23 @@ def _layers(call: Call, inputs: Expr, states: Sequence[Any]) -> Expr:
     """
     directions = 2 if call["bidirectional"] else 1
     output, hidden = call.dims_of(states[0])[-1], call.dims_of(states[-1])[-1]
+    if algebra.size_of(output) != algebra.size_of(hidden):
+        _keep_apart(call, output, hidden)
     found = list(layers_of(call["params"], call["has_biases"], call["num_layers"], directions))
     for number, weights in enumerate(found):
         _tie(call, weights, inputs, output, hidden)
         if number % directions == directions - 1:
             inputs = algebra.concat([output] * directions)
     return inputs
+
+
+def _keep_apart(call: Call, output: Expr, hidden: Expr) -> None:
+    """The op sees from the sizes alone that there is a projection: they must not become equal in a sub-network."""
+    times = algebra.size_of(hidden).over(algebra.size_of(output))
+    if times is None:
+        call.fix([output, hidden], "its projection is told by the sizes of its states, which must differ")
+    else:
+        call.unify(hidden, algebra.product([call.fixed(times, "hidden units of a projected one"), output]))
 
 
 def _states(call: Call) -> list[Any]:

@@ -47,12 +47,41 @@ def group_norm(call: Call) -> Dims:
     return dims
 
 
+@rule("aten._weight_norm.default")
+def weight_norm(call: Call) -> Dims:
+    """v * g / |v|: v of any shape, g its lengths, of size 1 in every dimension that the length sums over.
+
+    A sub-network's weight has the length g by its own, shorter v: what a layer of that size with these v and g is.
+    """
+    return broadcast(call, [call.dims("v"), call.dims("g")])
+
+
+@rule("aten._weight_norm_interface.default")
+def weight_norm_and_lengths(call: Call) -> list[Dims]:
+    return [weight_norm(call), call.dims("g")]
+
+
+@rule("aten.native_layer_norm.default")
+def native_layer_norm(call: Call) -> list[Dims]:
+    """Like layer_norm, with the mean and the scale of every row."""
+    dims: Dims = layer_norm(call)
+    rows: Dims = (*dims[: -len(call["normalized_shape"])], *[UNIT] * len(call["normalized_shape"]))
+    return [dims, rows, rows]
+
+
+@rule("aten._fused_rms_norm.default")
+def fused_rms_norm(call: Call) -> list[Dims]:
+    dims, rows, _ = native_layer_norm(call)
+    return [dims, rows]
+
+
 # Ops that normalise and keep every element in its place.
 NORMALISATIONS = frozenset(name for name, function in RULES.items() if function in (layer_norm, batch_norm, group_norm))
 
 _REDUCTIONS = overloads(
     *"mean sum nansum amax amin prod all any logsumexp linalg_vector_norm norm frobenius_norm".split(),
-    *"std var var_mean std_mean max min argmax argmin median count_nonzero".split(),
+    *"std var var_mean std_mean max min argmax argmin median nanmedian count_nonzero aminmax".split(),
+    *"quantile nanquantile linalg_matrix_norm kthvalue mode".split(),
 )
 
 
@@ -66,7 +95,12 @@ def _reduces(name: str) -> bool:
 
 
 # Reductions that return positions.
-_FINDING = frozenset([*overloads("argmax", "argmin"), "aten.max.dim", "aten.min.dim", "aten.median.dim"])
+_FINDING = frozenset(
+    [
+        *overloads("argmax", "argmin", "kthvalue", "mode"),
+        *(f"aten.{name}.dim" for name in ("max", "min", "median", "nanmedian")),
+    ]
+)
 
 
 @rule(*[name for name in _REDUCTIONS if _reduces(name)])
@@ -94,29 +128,19 @@ def extreme_of_two(call: Call) -> Dims:
     return broadcast(call, call.tensors())
 
 
-_IMAGE_OPS = """
-max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
-adaptive_avg_pool3d upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d
-upsample_bicubic2d upsample_linear1d upsample_trilinear3d _upsample_nearest_exact2d _upsample_bilinear2d_aa
-_upsample_bicubic2d_aa reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d
-""".split()
-
-
-@rule(*overloads(*_IMAGE_OPS))
-def pool(call: Call) -> Dims:
-    """Pooling, resizing and padding of images: channels pass through, image sizes (`2d` in the name: two) are fixed."""
-    dims, shape = call.dims_of(call.node.args[0]), call.shape
-    image = int(next(letter for letter in str(call.node.target) if letter.isdigit()))
-    call.fix(dims[-image:], "image size")
-    return (*dims[:-image], *(call.fixed(size, "image size") for size in shape[-image:]))
-
-
-@rule("aten.cumsum.default", "aten.cumprod.default", "aten.logcumsumexp.default")
+@rule(*(n for n in overloads("cumsum", "cumprod", "logcumsumexp") if "dimname" not in n))
 def scan(call: Call) -> Dims:
     """Order matters along the scanned dimension."""
     dims = call.dims("self")
     call.fix([dims[call.axis("dim", len(dims))]], "it is scanned in order")
     return dims
+
+
+@rule("aten.cummax.default", "aten.cummin.default")
+def extreme_so_far(call: Call) -> list[Dims]:
+    """Values and positions."""
+    dims = scan(call)
+    return [dims, dims]
 
 
 @rule("aten.diff.default")
@@ -152,6 +176,18 @@ def triangle(call: Call) -> Dims:
     dims = call.dims("self")
     call.fix(dims[-2:], "positions above or below a diagonal are cleared")
     return dims
+
+
+def _losses() -> list[str]:
+    wanted = "mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy binary_cross_entropy_with_logits".split()
+    return overloads(*wanted, "soft_margin_loss", "poisson_nll_loss", "kl_div")
+
+
+@rule(*_losses())
+def loss(call: Call) -> Dims:
+    """Element by element, then left so (reduction 0), or reduced to one number."""
+    both = broadcast(call, call.tensors())
+    return both if call.get("reduction", 1) == 0 else ()
 
 
 @rule("aten.cosine_similarity.default", "aten.pairwise_distance.default")

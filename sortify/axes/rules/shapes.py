@@ -56,7 +56,7 @@ def reverse(call: Call) -> Dims:
     return call.dims("self")[::-1]
 
 
-@rule("aten.mT.default", "aten.adjoint.default")
+@rule("aten.mT.default", "aten.adjoint.default", "aten.mH.default", "aten.matrix_H.default")
 def transpose_matrix(call: Call) -> Dims:
     *batch, rows, columns = call.dims("self")
     return (*batch, columns, rows)
@@ -183,7 +183,7 @@ def stack(call: Call) -> Dims:
     return tuple(result)
 
 
-@rule("aten.split_with_sizes.default", "aten.split.sizes")
+@rule("aten.split_with_sizes.default", "aten.split.sizes", "aten.unsafe_split_with_sizes.default")
 def split_with_sizes(call: Call) -> list[Dims]:
     dims = call.dims("self")
     at = call.axis("dim", len(dims))
@@ -316,7 +316,7 @@ def _shuffled(call: Call, factor: int, *, outward: bool) -> Dims:
     return (*batch, algebra.resolve(channels), height, width)
 
 
-@rule("aten.channel_shuffle.default")
+@rule("aten.channel_shuffle.default", "aten.native_channel_shuffle.default")
 def channel_shuffle(call: Call) -> Dims:
     """[N, g * c, ...]: seen as g x c, transposed, flattened again."""
     batch, channels, *rest = call.dims("self")
