@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from coverage_fakes import badly, well
@@ -165,6 +169,44 @@ def test_a_sweep_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     assert sweep.left(names, done, only="[ab]") == ["b"]
     sweep.sweep(["crash", "b"], path, well, LIMITS, 1, **LIGHT)
     assert {name: row["status"] for name, row in sweep.read(path).items()} == dict.fromkeys(["a", "crash", "b"], "pass")
+
+
+def test_children_end_with_the_runner(tmp_path: Path) -> None:
+    code = (
+        "from coverage_fakes import badly\n"
+        "from examples.coverage import sweep\n"
+        "if __name__ == '__main__':\n"
+        "    list(sweep.run(['slow'], badly, sweep.Limits(50), 1, ()))\n"
+    )
+    script = tmp_path / "runner.py"
+    script.write_text(code)
+    root = Path(__file__).parents[1]
+    paths = os.pathsep.join(map(str, (root, root / "tests")))
+    runner = subprocess.Popen([sys.executable, script], env={**os.environ, "PYTHONPATH": paths})
+    try:
+        children = until(lambda: workers(runner.pid))
+        runner.kill()
+        runner.wait(10)
+        assert until(lambda: not any(child.is_running() for child in children))
+    finally:
+        runner.kill()
+
+
+def workers(pid: int) -> list[psutil.Process]:
+    """The checks of a runner: processes of its fork server that have lived for a moment."""
+    servers = [p for p in psutil.Process(pid).children() if "forkserver" in " ".join(p.cmdline())]
+    return [worker for server in servers for worker in server.children()]
+
+
+def until(condition: Any, seconds: float = 30.0) -> Any:
+    """The first true value of a condition; fails when none comes."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.1)
+    raise AssertionError("nothing happened")
 
 
 # -- the page

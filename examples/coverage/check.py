@@ -14,6 +14,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -97,24 +98,35 @@ def describe(model: SortedModel, sizes: Mapping[str, int]) -> Row:
         "blocks": sum(len(chain.blocks) for chain in model.chains.values()),
         "share": round(sum(n for name, n in sizes.items() if name in elastic) / total, 6),
         "flops_share": flops_share(model),
-        "frozen": frozen_reasons(model, sizes, elastic),
+        **frozen_reasons(model, sizes, elastic),
         "notes": notes[:5],
         "seconds": {key: round(value, 3) for key, value in seconds.items()},
         "ratio": round(ratio, 3),
     }
 
 
-def frozen_reasons(model: SortedModel, sizes: Mapping[str, int], elastic: set[str]) -> dict[str, float]:
-    """Reason -> share of all parameters, over parameters that no axis reaches; a parameter's first reason counts."""
+def frozen_reasons(model: SortedModel, sizes: Mapping[str, int], elastic: set[str]) -> Row:
+    """Why parameters that no axis reaches are fixed; a parameter's first reason counts.
+
+    Returns:
+        `frozen`: operation and reason -> share of all parameters; `places`: the same -> one place of each.
+    """
     first: dict[str, str] = {}
+    places: dict[str, str] = {}
     for frozen in model.frozen:
-        first.setdefault(frozen.where.partition(" dimension ")[0], frozen.why)
+        reason = f"{frozen.op}: {frozen.why}" if frozen.op else frozen.why
+        first.setdefault(frozen.where.partition(" dimension ")[0], reason)
+        places.setdefault(reason, f"{frozen.where}; {frozen.module} ({Path(frozen.source).name})")
     total = max(1, sum(sizes.values()))
     found: Counter[str] = Counter()
     for name, size in sizes.items():
         if name not in elastic:
             found[first.get(name, "no reason given")] += size
-    return {reason: round(count / total, 6) for reason, count in found.most_common(8)}
+    most = found.most_common(8)
+    return {
+        "frozen": {reason: round(count / total, 6) for reason, count in most},
+        "places": {reason: places.get(reason, "") for reason, _ in most},
+    }
 
 
 def flops_share(model: SortedModel) -> float | None:

@@ -209,7 +209,7 @@ def developers(rows: Mapping[str, Row]) -> str:
         if "share" in row and row["share"] < SHARE:
             for reason, (share, full) in merged(row["frozen"]).items():
                 if share >= 0.002:
-                    lost[reason].append((row["name"], share, full))
+                    lost[reason].append((row["name"], share, row.get("places", {}).get(full) or full))
     for reason, hits in sorted(lost.items(), key=lambda item: -len(item[1])):
         mean = sum(share for _, share, _ in hits) / len(hits)
         lines.append(f"- **{len(hits)}x**, mean {mean:.1%}: {reason}")

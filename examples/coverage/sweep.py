@@ -9,7 +9,9 @@ import argparse
 import fnmatch
 import json
 import multiprocessing
+import os
 import subprocess
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -86,9 +88,18 @@ def _resident(pid: int) -> int:
         return 0
 
 
+def _end_with_parent() -> None:
+    """Wait for the end of the runner, however it comes, and end with it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def _child(check: Check, name: str, results: Connection) -> None:
     """The child's whole life: one check, one row."""
     warnings.simplefilter("ignore")
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     results.send(check(name))
     results.close()
 

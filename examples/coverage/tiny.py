@@ -58,6 +58,12 @@ LAYERS = re.compile(
     r"(?:.*_)?num_(?:hidden_|encoder_|decoder_|)layers|n_layers?|(?:encoder|decoder|num_encoder|num_decoder)_(?:layers|blocks)"
     r"|depth|num_blocks|num_hidden_groups|.*_num_hidden_layers|.*_depth|num_hidden_layers_.*|text_layers|vision_layers"
 )
+FILLED = {
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 0,
+}  # where None will not run
 INDICES = re.compile(
     r".*(?:ind(?:ex|ic)es|_idx|indexes|_layers_list|layers_block_type_indices)|.*_layer_ids|mlp_only_layers"
 )
@@ -91,6 +97,8 @@ def _made(config: PreTrainedConfig, shrink: Shrink, layers: int, image: int | No
         name, value = field.name, values.get(field.name)
         if isinstance(value, PreTrainedConfig):
             changes[name] = _made(value, shrink, layers, image)
+        elif value is None and name in FILLED:
+            changes[name] = FILLED[name]
         elif not _derived(field) and value is not None and not isinstance(value, bool):
             changed = _one(name, value, values, shrink, count, image)
             if changed is not value:
