@@ -13,7 +13,7 @@ UV := .tools/bin/uv
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help venv demo test check lint types docs format lock bench report-models zoo zoo-full zoo-sample clean
+.PHONY: help venv demo test check lint types docs format lock report-models zoo zoo-full zoo-sample clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | awk -F '\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -40,11 +40,8 @@ format: $(READY) ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY) ## time and memory of conversion and of sub-networks
-	$(BIN)/python examples/bench.py
-
-report-models: $(READY) ## convert every model of the support list and print its proof
-	$(BIN)/python examples/report_models.py
+report-models: $(READY) ## prove the first models and time their conversion, into docs/models.md
+	$(BIN)/python examples/report_models.py --page docs/models.md
 
 zoo: $(READY) ## convert every torchvision model, 1 or 2 per timm module, every transformers type; hours, resumable
 	OMP_NUM_THREADS=1 $(BIN)/python -m examples.coverage.sweep --zoo zoo --page docs/coverage.md
