@@ -40,7 +40,7 @@ def run(
     verbose: Verbose = False,
 ) -> None:
     """Show axes, depth, what is fixed and why, costs, and what was trained."""
-    model = sortify.load(dir)
+    model = sortify.load(dir, runnable=False)
     if as_json:
         say(json.dumps(facts(model), indent=1))
         return

@@ -13,7 +13,9 @@ Rooms, in the order in which data flows, each importing only what stands before 
     cost, space          exact costs; sub-networks and budgets
     network, blueprint   modules made of graphs; everything but the tensors
     extract, proof       sub-networks on their own; checks by running
-    calibration, checkpoint, model, convert   the sorted model
+    calibration, checkpoint, model   the sorted model
+    merging, parts_store, composed, parts   models that are captured in parts
+    convert              all of it in one call
     data, tasks, samplers, update, train, evaluate, picture   training and what came of it
 """
 
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 from sortify.axes.rules.registration import register_rule
 from sortify.axes.rules.table import Call
+from sortify.composed import ComposedModel, load
 from sortify.convert import sortify
 from sortify.cost import Cost
 from sortify.data import Data, load_data
@@ -41,7 +44,7 @@ from sortify.errors import (
 from sortify.evaluate import Evaluation, evaluate
 from sortify.extract import ExtractedModel, write
 from sortify.inputs import example_inputs_for
-from sortify.model import SortedModel, load
+from sortify.model import SortedModel
 from sortify.picture import draw
 from sortify.plan import Axis, Frozen, Plan
 from sortify.proof import Check, Report
@@ -66,6 +69,7 @@ __all__ = [
     "Chain",
     "Check",
     "CheckpointError",
+    "ComposedModel",
     "Cost",
     "Data",
     "DataError",

@@ -24,7 +24,7 @@ from torch import fx, nn
 from sortify.errors import CaptureError
 from sortify.exporting import Exporter, describe_place, settle, wanted_open
 from sortify.lifting import DTYPE, Program, lift
-from sortify.prepare import check_memory, check_module, open_dataclasses, to_device_of
+from sortify.prepare import Example, check_memory, check_module, open_dataclasses, to_device_of
 from sortify.signature import Signature
 
 
@@ -51,7 +51,7 @@ class Captured:
 
 def capture(
     module: nn.Module,
-    example_inputs: tuple[Any, ...] | Mapping[str, Any],
+    example_inputs: tuple[Any, ...] | Mapping[str, Any] | Example,
     dynamic: Mapping[str, Sequence[int]] | None = None,
 ) -> Captured:
     """Capture `module` in train and eval mode.
@@ -102,18 +102,29 @@ ENDS = {sign * torch.finfo(dtype).max for dtype in (torch.float32, torch.bfloat1
 CACHE = "use_cache"  # the argument by which transformers models hand out their key-value cache
 
 
+def as_example(module: nn.Module, inputs: Any) -> Example:
+    """Example inputs of any form as one call of `module`, on its device."""
+    args, kwargs, _ = _ordered(module, inputs)
+    open_dataclasses((args, kwargs))
+    (args, kwargs), _ = to_device_of(module, (args, kwargs))
+    return Example(args, kwargs)
+
+
 def _ordered(module: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any], list[str]]:
     """The example call as positional and named arguments, and what was added to it."""
     if isinstance(inputs, torch.Tensor):
         inputs = (inputs,)
-    if not isinstance(inputs, (tuple, list, Mapping)):
+    if isinstance(inputs, Example):
+        args, kwargs = inputs.args, dict(inputs.kwargs)
+    elif isinstance(inputs, (tuple, list, Mapping)):
+        args = () if isinstance(inputs, Mapping) else tuple(inputs)
+        kwargs = dict(inputs) if isinstance(inputs, Mapping) else {}
+    else:
         raise CaptureError(
             f"example_inputs: expected a tuple of positional inputs or a dict of keyword inputs, "
             f"got {type(inputs).__name__}"
         )
     order = list(inspect.signature(module.forward).parameters)
-    args = () if isinstance(inputs, Mapping) else tuple(inputs)
-    kwargs = dict(inputs) if isinstance(inputs, Mapping) else {}
     notes = []
     if CACHE in order[len(args) :] and CACHE not in kwargs:
         kwargs[CACHE] = False

@@ -20,15 +20,19 @@ from sortify.axes.analysis import Analysis, analyse
 from sortify.axes.control import Control
 from sortify.axes.rules import RULES
 from sortify.blueprint import Blueprint
-from sortify.capture import Captured, capture
+from sortify.capture import Captured, as_example, capture
 from sortify.cost import make_cost_model
 from sortify.depth import Chain, find_chains
 from sortify.dims import Named
-from sortify.errors import AxesError, ProofError
+from sortify.errors import AxesError, CaptureError, ProofError
+from sortify.exporting import ExportError
 from sortify.inputs import example_inputs_for
 from sortify.model import SortedModel
+from sortify.parts import sortify_parts
 from sortify.plan import make_plan
-from sortify.prepare import unwrap
+from sortify.prepare import Example, unwrap
+
+FOUND = Control()
 
 
 def sortify(
@@ -56,6 +60,9 @@ def sortify(
         progress: show the stages on the terminal.
         source: where the model comes from, noted for people.
 
+    A model that cannot be captured whole is sorted in parts: the largest sub-modules that can be captured, with the
+    original's code between them (`sortify.composed.ComposedModel`).
+
     Returns:
         The sorted model, full network active, in the mode (train or eval) of `module`.
 
@@ -68,18 +75,37 @@ def sortify(
     module, unwrapped = unwrap(module)
     with _stages(progress) as enter, _garbage_kept():
         inputs: Any = example_inputs if example_inputs is not None else example_inputs_for(module, source or "", None)
-        enter("capture")
-        captured = capture(module, inputs, dynamic)
-        enter("analysis")
         control = Control(*(tuple([x] if isinstance(x, str) else x) for x in (fix, free, opaque)))
-        analysis = analyse(captured, RULES, control.opaque)
-        chains, notes = find_chains(captured, analysis)
-        found = _Found(captured, analysis, chains, [*unwrapped, *captured.notes, *notes], control, source)
-        enter("proof")
-        blueprint, report = _proven(found, module)
-        report = replace(report, seconds=enter(None))
-        model = SortedModel(blueprint, captured.tensors, captured.examples, report)
-        return model.train(module.training)
+        enter("capture")
+        try:
+            captured = capture(module, inputs, dynamic)
+        except ExportError as error:
+            if control != FOUND:
+                raise CaptureError(f"{error}; fix, free and opaque are for models that are captured whole") from error
+            return sortify_parts(module, as_example(module, inputs), _sort_part, error, source)
+        return _sort(module, captured, control, unwrapped, source, enter)
+
+
+def _sort_part(module: nn.Module, example: Example, dynamic: Mapping[str, Sequence[int]]) -> SortedModel:
+    """Sort one part of a model, with the call recorded for it."""
+    with _stages(False) as enter:
+        enter("capture")
+        return _sort(module, capture(module, example, dynamic), FOUND, [], None, enter)
+
+
+def _sort(
+    module: nn.Module, captured: Captured, control: Control, notes: Sequence[str], source: str | None, enter: Enter
+) -> SortedModel:
+    """From the captured graphs to the sorted model."""
+    enter("analysis")
+    analysis = analyse(captured, RULES, control.opaque)
+    chains, more = find_chains(captured, analysis)
+    found = _Found(captured, analysis, chains, [*notes, *captured.notes, *more], control, source)
+    enter("proof")
+    blueprint, report = _proven(found, module)
+    report = replace(report, seconds=enter(None))
+    model = SortedModel(blueprint, captured.tensors, captured.examples, report)
+    return model.train(module.training)
 
 
 @dataclass(frozen=True, eq=False)

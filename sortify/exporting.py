@@ -60,6 +60,10 @@ def describe_place(place: Place, names: Sequence[str], leaves: Sequence[torch.Te
     return f"input '{names[number]}': dimension {dim}{meaning} is fixed at {leaf.shape[dim]}"
 
 
+class ExportError(CaptureError):
+    """The tracer cannot follow the model's code: it may do better on parts of it."""
+
+
 class Exporter:
     """Exports one module at one example call, in either mode.
 
@@ -80,7 +84,7 @@ class Exporter:
         """The exported module, with a reason in `refused` for each dimension that had to be given up.
 
         Raises:
-            CaptureError: it cannot be exported even with every size fixed.
+            ExportError: it cannot be exported even with every size fixed.
         """
         try:
             return self._export(self.wanted, training)
@@ -93,7 +97,7 @@ class Exporter:
         except Exception:
             name, mode = type(self.module).__name__, "train" if training else "eval"
             why = f"{type(first).__name__}: {first_line(first)}{line_of(first)}"
-            raise CaptureError(f"{name} cannot be captured by torch.export ({mode} mode): {why}") from first
+            raise ExportError(f"{name} cannot be captured by torch.export ({mode} mode): {why}") from first
         kept = list[Place]()
         groups = self._groups()
         for group in groups if len(groups) > 1 else []:
@@ -141,7 +145,7 @@ class Exporter:
         try:
             return open_dataclasses(run_untouched(self.module, self.args, self.kwargs, training))
         except Exception as error:
-            raise CaptureError(
+            raise ExportError(
                 f"{type(self.module).__name__} itself does not run on the example inputs "
                 f"({'train' if training else 'eval'} mode): {type(error).__name__}: {first_line(error)}"
             ) from error

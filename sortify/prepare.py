@@ -12,6 +12,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +22,15 @@ from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from sortify.errors import CaptureError
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """A call with positional and named inputs: what example inputs may be beside a tuple or a dict."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
 
 WRAPPERS: tuple[tuple[type[nn.Module], str], ...] = (
     (torch._dynamo.OptimizedModule, "_orig_mod"),

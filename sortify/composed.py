@@ -1,0 +1,384 @@
+"""A model in parts: the original with its capturable sub-modules replaced by sorted ones.
+
+Where a model cannot be captured whole, its largest capturable parts are sorted, each with fixed inputs and outputs, and
+the original's own code runs between them. It is used like any sorted model.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+
+from sortify import calibration, parts_store, proof
+from sortify.difference import difference
+from sortify.errors import BudgetError, CaptureError, CheckpointError, InputError, SortifyError
+from sortify.exporting import first_line, run_untouched
+from sortify.extract import ExtractedModel
+from sortify.merging import Part, merge_costs, merge_plans, split
+from sortify.model import SortedModel
+from sortify.model import load as load_whole
+from sortify.network import STORE
+from sortify.plan import Plan
+from sortify.prepare import Example, unwrap
+from sortify.signature import Signature
+from sortify.space import Space, Subnet, Trained
+
+WHOLE, CARRIED = "whole", "_carried"
+_OWNED = (nn.Module, torch.Tensor)
+
+
+class ComposedModel(SortedModel):
+    """A model of which parts are sorted. Made by `sortify.sortify`, read back by `sortify.load(path, module=original)`.
+
+    Attributes:
+        parts: the sorted parts by module path.
+        left: module path -> why the original's code runs there.
+        report: the proof made at conversion; None when read from a file.
+    """
+
+    def __init__(
+        self,
+        whole: nn.Module | None,
+        parts: Sequence[Part],
+        left: Mapping[str, str],
+        signature: Signature,
+        examples: Sequence[torch.Tensor],
+        rest: int,
+        source: str | None = None,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            whole: the original's copy, parts in place; None for a model that is only looked at.
+            parts: the parts; left: what runs as it was.
+            signature, examples: of the whole.
+            rest: the number of parameters outside the parts.
+            source: what it was converted from, for people.
+        """
+        nn.Module.__init__(self)
+        self.signature, self.left = signature, dict(left)
+        self.example_tensors = tuple(t.detach().clone() for t in examples)
+        self.report: proof.Report | None = None
+        self._parts, self._rest, self._source = tuple(parts), rest, source
+        self._plan = merge_plans(parts, left)
+        self._space = Space(self._plan, merge_costs(parts, self._plan, rest))
+        self._active = self._space.full
+        self._statistics: dict[Subnet, dict[str, torch.Tensor]] = {}
+        self.add_module(WHOLE, whole)
+        self.register_state_dict_post_hook(_without_whole)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_with_whole)  # type: ignore[no-untyped-call]
+
+    @property
+    def blueprint(self) -> NoReturn:  # type: ignore[override]
+        """A model in parts has one per part: `model.parts[path].blueprint`."""
+        raise SortifyError("a model in parts has no single graph: look at model.parts[path]")
+
+    @property
+    def parts(self) -> dict[str, SortedModel]:
+        """The sorted parts by module path."""
+        return {part.path: part.model for part in self._parts}
+
+    # -- running
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The original's output, computed with the active sub-network of every part."""
+        return self._runnable()(*args, **kwargs)
+
+    def _runnable(self) -> nn.Module:
+        whole = self._modules[WHOLE]
+        if whole is None:
+            raise SortifyError(
+                "this model was read without the original module, to look at: load(path, module=original)"
+            )
+        return whole
+
+    def activate(self, subnet: Subnet | None = None, **fractions: float) -> Subnet:
+        chosen = super().activate(subnet, **fractions)
+        for part in self._parts:
+            part.model.activate(split(chosen, part))
+        return chosen
+
+    @contextmanager
+    def using(self, subnet: Subnet | None = None, **fractions: float) -> Iterator[ComposedModel]:
+        before = self._active
+        self.activate(subnet, **fractions)
+        try:
+            yield self
+        finally:
+            self.activate(before)
+
+    # -- what is known
+
+    @property
+    def plan(self) -> Plan:
+        return self._plan
+
+    @property
+    def space(self) -> Space:
+        return self._space
+
+    @property
+    def source(self) -> str | None:
+        return self._source
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:  # type: ignore[override]
+        """Every parameter, buffer and constant by original name."""
+        own = {f"{p.path}.{name}": tensor for p in self._parts for name, tensor in p.model.tensors.items()}
+        return {**self.rest, **own}
+
+    @property
+    def rest(self) -> dict[str, torch.Tensor]:
+        """Parameters and buffers outside the parts, by original name."""
+        whole = self._modules[WHOLE]
+        inside = tuple(f"{part.path}.{STORE}." for part in self._parts)
+        named = [] if whole is None else [*whole.named_parameters(), *whole.named_buffers()]
+        return {name: tensor for name, tensor in named if not name.startswith(inside)}
+
+    def cost(self, subnet: Subnet | None = None) -> Any:
+        """The cost of all parts in one call, each at the sizes of its first call; parameters count the rest too."""
+        return self._space._costs((subnet or self._active).values)
+
+    def print_graph(self, mode: str = "eval") -> str:
+        """The rewritten graph of every part."""
+        return "\n".join(f"# {path}\n{model.print_graph(mode)}" for path, model in self.parts.items())
+
+    # -- statistics
+
+    @property
+    def has_batch_statistics(self) -> bool:
+        return any(part.model.has_batch_statistics for part in self._parts)
+
+    def recalibrate(self, loader: Iterable[Any], batches: int = 20) -> None:
+        """Measure the statistics of the active sub-network, part by part, on what the whole hands to each."""
+        chosen = [batch for _, batch in zip(range(batches), loader, strict=False)]
+        modes = {child: child.training for child in self.modules()}
+        self.eval()
+        for part in self._parts:
+            if part.model.has_batch_statistics:
+                seen = [call for batch in chosen for call in self._inputs_of(part, batch)]
+                part.model.recalibrate(seen, max(1, len(seen)))
+        self._statistics[self._active] = self._measured(self._active)
+        for child, training in modes.items():
+            child.training = training
+
+    def _inputs_of(self, part: Part, batch: Any) -> list[Any]:
+        """What the part is called with when the whole runs on a batch."""
+        seen: list[Any] = []
+
+        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen.append(args if not kwargs else part.model.signature._named(args, kwargs))
+
+        handle = part.model.register_forward_pre_hook(note, with_kwargs=True)
+        try:
+            with torch.no_grad():
+                _call(self, batch)
+        finally:
+            handle.remove()
+        return seen
+
+    def _measured(self, subnet: Subnet) -> dict[str, torch.Tensor]:
+        found = {part.path: part.model.statistics.get(split(subnet, part), {}) for part in self._parts}
+        return {f"{path}.{name}": tensor for path, own in found.items() for name, tensor in own.items()}
+
+    # -- what comes out
+
+    def extract(
+        self, budget: float | None = None, metric: str = "flops", subnet: Subnet | None = None
+    ) -> ExtractedModel:
+        """As for any sorted model: the original's copy with every part cut to the sub-network."""
+        if (budget is None) == (subnet is None):
+            raise BudgetError("extract: give either a budget, such as 0.5, or a subnet")
+        chosen = self._chosen(self.space.at(budget, metric) if budget is not None else subnet, {})
+        small = {part.path: part.model.extract(subnet=split(chosen, part)) for part in self._parts}
+        swapped = {id(part.model): carry(part.model, small[part.path]) for part in self._parts}
+        whole = copy.deepcopy(self._runnable(), {**swapped})
+        return ExtractedParts(whole, small, self.signature).train(self.training)
+
+    def verify(self) -> proof.Report:
+        """The proof of every part on the weights of now, and the whole against its extraction at full size."""
+        rows = tuple(row for part in self._parts for row in _rows(part.path, part.model.verify()))
+        args, kwargs = self.examples
+        with self.using():
+            whole = compare_whole(self.extract(subnet=self.space.full), self, Example(args, kwargs), False)
+        return proof.Report((*rows, whole))
+
+    def record_trained(self, trained: Trained) -> None:
+        self._space = Space(self._plan, self._space._costs, trained)
+
+    def save(self, path: Any) -> None:
+        """Write the parts and all other tensors to a folder that `sortify.load(path, module=original)` reads."""
+        contents = parts_store.Contents(
+            self._parts,
+            self.left,
+            self.signature,
+            self.example_tensors,
+            {name: tensor for name, tensor in self.rest.items() if name in self.state_dict()},
+            self._rest,
+            tuple(self._statistics),
+            self._space.trained,
+            self._source,
+        )
+        parts_store.save(path, contents)
+
+
+class ExtractedParts(ExtractedModel):
+    """The original's copy with extracted parts: smaller tensors, the original's code between them."""
+
+    def __init__(self, whole: nn.Module, parts: Mapping[str, ExtractedModel], signature: Signature) -> None:
+        nn.Module.__init__(self)
+        self.signature = signature
+        self._parts = dict(parts)
+        self.add_module(WHOLE, whole)
+        self.register_state_dict_post_hook(_without_whole)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_with_whole)  # type: ignore[no-untyped-call]
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:  # type: ignore[override]
+        """Every parameter, buffer and constant by original name."""
+        inside = tuple(f"{WHOLE}.{path}.{STORE}." for path in self._parts)
+        named = [*self.named_parameters(), *self.named_buffers()]
+        rest = {name.removeprefix(f"{WHOLE}."): tensor for name, tensor in named if not name.startswith(inside)}
+        return {**rest, **{f"{p}.{n}": t for p, model in self._parts.items() for n, t in model.tensors.items()}}
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        whole = self._modules[WHOLE]
+        assert whole is not None
+        return whole(*args, **kwargs)
+
+
+def compose(
+    original: nn.Module, parts: Sequence[Part], left: Mapping[str, str], example: Example, source: str | None = None
+) -> ComposedModel:
+    """A copy of the original with its parts in place.
+
+    Raises:
+        CaptureError: the original cannot be copied, or its call cannot be described.
+    """
+    places = {id(original.get_submodule(part.path)): part.model for part in parts}
+    for part in parts:
+        carry(original.get_submodule(part.path), part.model)
+    try:
+        whole = copy.deepcopy(original, {**places})
+        signature = Signature.of(original.forward, example.args, example.kwargs)
+    except InputError:
+        raise
+    except Exception as error:
+        raise CaptureError(f"{type(original).__name__} cannot be copied: {first_line(error)}") from error
+    leaves = [x for x in torch.utils._pytree.tree_leaves((example.args, example.kwargs)) if isinstance(x, torch.Tensor)]
+    everything = sum(p.numel() for p in original.parameters())
+    inside = sum(p.numel() for part in parts for p in original.get_submodule(part.path).parameters())
+    return ComposedModel(whole, parts, left, signature, leaves, everything - inside, source)
+
+
+def carry(old: nn.Module, new: Any) -> Any:
+    """Give a replacement the plain attributes that the code around may ask the old module for."""
+    known = vars(old).get(CARRIED, ()) if isinstance(old, SortedModel) else vars(old)
+    plain = {n: vars(old)[n] for n in known if not n.startswith("_") and not isinstance(vars(old)[n], _OWNED)}
+    fresh = {n: value for n, value in plain.items() if not hasattr(type(new), n) and n not in vars(new)}
+    vars(new).update({**fresh, CARRIED: (*vars(new).get(CARRIED, ()), *fresh)})
+    return new
+
+
+def compare_whole(expected: nn.Module, model: ComposedModel, example: Example, training: bool) -> proof.Check:
+    """One row of a proof: the composed model against another module, on the example call."""
+    name = f"whole ({'train' if training else 'eval'})"
+    note = "full model in parts = original" if not isinstance(expected, ExtractedModel) else "full model = extraction"
+    theirs = run_untouched(expected, example.args, example.kwargs, training)
+    try:
+        ours = run_untouched(model, example.args, example.kwargs, training)
+    except Exception as error:  # whatever the code around asks of a part that the part does not have
+        return proof.Check(name, float("inf"), proof.SINGLE, f"{type(error).__name__}: {first_line(error)}")
+    return proof.Check(name, difference(theirs, ours), proof.SINGLE, note)
+
+
+def _rows(path: str, report: proof.Report) -> list[proof.Check]:
+    return [proof.Check(f"{path}: {row.name}", row.error, row.tolerance, row.note) for row in report.rows]
+
+
+def merged_report(parts: Sequence[Part], whole: Sequence[proof.Check]) -> proof.Report:
+    """The proofs of the parts, made when they were converted, and the checks of the whole."""
+    rows = [row for part in parts if part.model.report for row in _rows(part.path, part.model.report)]
+    seconds: dict[str, float] = {}
+    for part in parts:
+        for stage, time in (part.model.report.seconds if part.model.report else {}).items():
+            seconds[stage] = seconds.get(stage, 0.0) + time
+    return proof.Report((*rows, *whole), seconds)
+
+
+def _call(model: ComposedModel, batch: Any) -> Any:
+    """Run on a batch that may come with a target."""
+    try:
+        args, kwargs = model.signature.call(calibration.bind_batch(model, batch))
+    except InputError:  # lists of other lengths: the original's own code takes them
+        pair = isinstance(batch, (tuple, list)) and len(batch) == 2
+        args, kwargs = ((batch[0] if pair else batch),), {}
+    return model(*args, **kwargs)
+
+
+def _without_whole(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    start = f"{prefix}{WHOLE}."
+    for key in [key for key in state if key.startswith(start)]:
+        state[prefix + key.removeprefix(start)] = state.pop(key)
+
+
+def _with_whole(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    for key in [key for key in state if key.startswith(prefix)]:
+        state[f"{prefix}{WHOLE}.{key.removeprefix(prefix)}"] = state.pop(key)
+
+
+def load(path: str | Path, module: nn.Module | None = None, *, runnable: bool = True) -> SortedModel:
+    """Read a model that `SortedModel.save` wrote. Runs no code from the folder and traces nothing.
+
+    Args:
+        path: the folder.
+        module: the original module, for a model in parts: its code runs between them. Its weights are not used.
+        runnable: False reads a model in parts without the original, to look at.
+
+    Raises:
+        CheckpointError: the folder is missing, damaged, or of a newer version, or the original is missing or another.
+    """
+    if not parts_store.is_in_parts(path):
+        return load_whole(path)
+    if module is None and runnable:
+        raise CheckpointError(
+            f"{path}: this model was converted in parts, and the original's code runs between them: "
+            f"give the original, load(path, module=original)"
+        )
+    found = parts_store.read(path)
+    whole = None if module is None else _filled(path, module, found)
+    model = ComposedModel(
+        whole, found.parts, found.left, found.signature, found.examples, found.rest_parameters, found.source
+    )
+    if found.trained is not None:
+        model.record_trained(found.trained)
+    model._statistics = {subnet: model._measured(subnet) for subnet in found.statistics}
+    return model.eval()
+
+
+def _filled(path: str | Path, module: nn.Module, found: parts_store.Contents) -> nn.Module:
+    """A copy of the original with the saved parts and tensors in place."""
+    module, _ = unwrap(module)
+    try:
+        places = {}
+        for part in found.parts:
+            old = module.get_submodule(part.path)
+            theirs = {name: tuple(t.shape) for name, t in old.state_dict().items()}
+            ours = {name: tuple(t.shape) for name, t in part.model.state_dict().items()}
+            if ours != theirs:
+                raise CheckpointError(f"{path}: {part.path} of the given module has other tensors than the saved one")
+            places[id(old)] = carry(old, part.model)
+        whole = copy.deepcopy(module, {**places})
+        own = dict([*whole.named_parameters(), *whole.named_buffers()])
+        with torch.no_grad():
+            for name, tensor in found.rest.items():
+                own[name].copy_(tensor)
+    except (AttributeError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: the given module is not the one that was converted ({error})") from error
+    return whole
