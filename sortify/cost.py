@@ -148,8 +148,9 @@ class _Sizer:
 
 
 def hint(size: int | torch.SymInt) -> int:
-    """The size of a dimension at the example inputs."""
-    return size if isinstance(size, int) else int(cast(int, size.node.hint))
+    """The size of a dimension at the example inputs; 1 where only the data decide it."""
+    known = size if isinstance(size, int) else cast("int | None", size.node.hint)
+    return 1 if known is None else int(known)
 
 
 def _parameter_terms(captured: Captured, plan: Plan, owners: Mapping[str, tuple[int, int]]) -> list[Term]:

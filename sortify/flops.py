@@ -15,6 +15,7 @@ from sortify.axes import algebra
 from sortify.axes.algebra import UNIT, Expr, resolve
 from sortify.axes.rules import CONTRACTIONS, RULES
 from sortify.axes.rules.contraction import convolution, transposed_convolution
+from sortify.axes.rules.products import FOREIGN
 from sortify.axes.rules.recurrent import cell, layers_of, packed, recurrent
 from sortify.axes.rules.table import Dims
 
@@ -149,7 +150,7 @@ FLOPS: dict[str, Callable[[fx.Node, Known], Factors]] = {
     "aten.tensordot.default": _tensordot,
     "aten.inner.default": _matrices,
     "aten.addbmm.default": _summed_batch,
-    "aten._grouped_mm.default": _with_inner(0),
+    **dict.fromkeys(("aten._grouped_mm.default", *FOREIGN), _with_inner(0)),
     **{name: _recurrent for name, function in RULES.items() if function in (recurrent, packed)},
     **{name: _cell for name, function in RULES.items() if function is cell},
 }

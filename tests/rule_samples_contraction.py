@@ -80,6 +80,21 @@ RARER = (
     case("_grouped_mm.default", single(2, 3, 4), single(2, 4, 8), opens=None),
 )
 
+FOREIGN = (
+    Sample(
+        "transformers.grouped_mm_fallback.default",
+        (n(6, 4), n(2, 4, 5), torch.tensor([4, 6])),
+        opens=2,
+        values="masked",
+    ),
+    Sample(
+        "transformers.grouped_mm_fallback.default",
+        (n(6, 6), n(3, 6, 6), torch.tensor([0, 4, 6])),
+        opens=2,
+        values="masked",
+    ),
+)
+
 QUERY, KEY, VALUE = n(2, 3, 5, 4), n(2, 3, 6, 4), n(2, 3, 6, 7)
 SDPA = "scaled_dot_product_attention.default"
 ATTENTION = (
@@ -192,4 +207,4 @@ LOOKUP = (
     case("embedding.default", n(4, 4), whole(4, below=4), opens=2),
 )
 
-CONTRACTION = (*PRODUCTS, *RARER, *ATTENTION, *EINSUM, *CONVOLUTION, *NORM, *LOSSES, *LOOKUP)
+CONTRACTION = (*PRODUCTS, *RARER, *FOREIGN, *ATTENTION, *EINSUM, *CONVOLUTION, *NORM, *LOSSES, *LOOKUP)

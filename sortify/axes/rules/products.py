@@ -5,7 +5,7 @@ from __future__ import annotations
 from sortify.axes import algebra
 from sortify.axes.algebra import ONE, Expr, Size, is_fixed, mark, open_atom
 from sortify.axes.rules.pointwise import broadcast
-from sortify.axes.rules.table import Call, Dims, rule
+from sortify.axes.rules.table import RULES, Call, Dims, rule
 
 ALIGNED_BYTES = 16
 
@@ -102,6 +102,19 @@ def grouped_mm(call: Call) -> Dims:
     for dim in call.dims("bias")[-1:]:
         call.unify(dim, columns)
     return (rows, algebra.resolve(columns))
+
+
+def grouped_rows(call: Call) -> Dims:
+    """Like grouped_mm, of any width: input [N, K], weight [G, K, M], offs [G]."""
+    (rows, inner), (groups, other, columns) = call.dims("input"), call.dims("weight")
+    call.fix([rows, groups, *call.dims("offs")], "its rows are put in groups by data")
+    call.unify(inner, other)
+    return (rows, columns)
+
+
+# Ops that another package adds to torch when it is imported, so they may not exist yet.
+FOREIGN = {"transformers.grouped_mm_fallback.default": grouped_rows}
+RULES.update(FOREIGN)
 
 
 def _in_units(call: Call, dim: Expr, itemsize: int) -> None:
