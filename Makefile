@@ -13,7 +13,7 @@ UV := .tools/bin/uv
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help venv demo test check lint types docs format lock report-models zoo zoo-full zoo-sample clean
+.PHONY: help venv demo test test-long check lint types docs format lock report-models zoo zoo-full zoo-sample clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | awk -F '\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -23,6 +23,9 @@ demo: $(READY) ## convert, train, evaluate and extract a ResNet on real handwrit
 
 test: $(READY) ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=10
+
+test-long: $(READY) ## 2,000 random models against the laws; resumes where it was stopped
+	OMP_NUM_THREADS=1 $(BIN)/python tests/long/run_random_models.py --cases 2000 --out out/random_models.jsonl
 
 check: lint types docs ## ruff, mypy --strict and the documentation build
 
