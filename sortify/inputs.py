@@ -216,21 +216,67 @@ def _from_weights(module: nn.Module, hint: str, generator: torch.Generator) -> I
     return _per_parameter(module, torch.randn(_BATCH, 3, *frames, height, width, generator=generator))
 
 
+# ------------------------------------------------------------------------------------------ convolutions
+
+_SIZES = (_IMAGE, 299, 256, 128, 64, 32, 28)
+_SIZE_NAMES = ("image_size", "img_size", "input_size")
+
+
 def _from_first_layer(module: nn.Module, hint: str, generator: torch.Generator) -> Inputs | None:
-    """torchvision without its name: the first convolution tells channels, and images from videos."""
-    if not type(module).__module__.startswith("torchvision.models."):
+    """Any module that begins with a convolution: it tells channels, and images from videos; then a run decides.
+
+    An attribute such as `image_size` tells the size, else usual ones are tried; only inputs on which the module runs
+    are given.
+    """
+    first = next((m for m in module.modules() if next(m.parameters(recurse=False), None) is not None), None)
+    inside = next((m for m in module.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d))), None)
+    if inside is None or not inside.in_channels:
         return None
-    convolution = next((m for m in module.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d))), None)
-    if convolution is None:
+    if not isinstance(first, (nn.Conv2d, nn.Conv3d)) and not _told_size(module):
         return None
+    for sizes in _usual_sizes(module, inside):
+        inputs = _per_parameter(module, torch.randn(_BATCH, inside.in_channels, *sizes, generator=generator))
+        if _runs(module, inputs):
+            return inputs
+    return None
+
+
+def _usual_sizes(module: nn.Module, convolution: nn.Module) -> list[tuple[int, ...]]:
+    told = _told_size(module)
     if isinstance(convolution, nn.Conv3d):
-        spatial = next((m.spatial_size for m in module.modules() if hasattr(m, "spatial_size")), None)
-        sizes: tuple[int, ...] = (_FRAMES, _VIDEO, _VIDEO) if spatial is None else (_FRAMES, _IMAGE, _IMAGE)
-    else:
-        size = getattr(module, "image_size", 299 if getattr(module, "aux_logits", False) else _IMAGE)
-        sizes = (size, size)
-    channels = convolution.in_channels
-    return _per_parameter(module, torch.randn(_BATCH, channels, *sizes, generator=generator))
+        spatial = any(hasattr(m, "spatial_size") for m in module.modules())
+        usual = (_IMAGE, _VIDEO) if spatial else (_VIDEO, _IMAGE)
+        return [(_FRAMES, *told)] if told else [(_FRAMES, size, size) for size in usual]
+    first = 299 if getattr(module, "aux_logits", False) else _IMAGE  # side branches pool to small sizes in training
+    return [told] if told else [(size, size) for size in sorted(_SIZES, key=lambda size: size != first)]
+
+
+def _told_size(module: nn.Module) -> tuple[int, int] | None:
+    """Height and width as an attribute of the module, or of one inside it, says."""
+    for child in module.modules():
+        for name in _SIZE_NAMES:
+            value = vars(child).get(name)
+            pair = (value, value) if type(value) is int else tuple(value) if isinstance(value, (tuple, list)) else ()
+            if len(pair) == 2 and all(type(size) is int and size > 0 for size in pair):
+                return pair[0], pair[1]
+    return None
+
+
+def _runs(module: nn.Module, inputs: Inputs) -> bool:
+    """Whether the module runs on positional inputs, in evaluation mode; it is not changed."""
+    modes = {child: child.training for child in module.modules()}
+    state = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    like = next(iter(module.parameters()))
+    moved = torch.utils._pytree.tree_map(lambda t: t.to(like.device, like.dtype), inputs)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.func.functional_call(module.eval(), state, tuple(moved))
+        return True
+    except Exception:  # whatever a wrong size makes of it
+        return False
+    finally:
+        for child, training in modes.items():
+            child.training = training
 
 
 def _per_parameter(module: nn.Module, images: Tensor) -> Inputs:

@@ -174,8 +174,57 @@ def test_forwards_with_two_images_or_a_list_get_them() -> None:
     assert described(example_inputs_for(found, f"torchvision/{name}")) == [["float32[3, 224, 224]"] * 2]
 
 
+class Fussy(nn.Module):
+    """Begins with a convolution, but takes pictures of one unusual size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 1), nn.Linear(4 * 49, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.conv(x).flatten(1))
+
+
+class Told(Fussy):
+    image_size: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image_size = 7
+
+
+class Small(nn.Module):
+    """Takes pictures of 32 by 32 alone, and counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 256, 2))
+        self.register_buffer("calls", torch.tensor(0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.net(x)
+
+
+@pytest.mark.parametrize(
+    ("build", "expected"),
+    [
+        (lambda: nn.Conv2d(3, 2, 1), "float32[2, 3, 224, 224]"),
+        (lambda: nn.Sequential(torchvision.models.resnet18()), "float32[2, 3, 224, 224]"),
+        (lambda: nn.Sequential(nn.Conv3d(2, 4, 3)), "float32[2, 2, 16, 112, 112]"),
+        (Told, "float32[2, 3, 7, 7]"),
+        (Small, "float32[2, 1, 32, 32]"),
+    ],
+)
+def test_modules_that_begin_with_a_convolution_get_pictures_they_run_on(build: Any, expected: str) -> None:
+    module = build()
+    assert described(example_inputs_for(module)) == [expected]
+    assert module.training
+    assert all(int(buffer) == 0 for name, buffer in module.named_buffers() if name == "calls")
+
+
 def test_models_that_say_nothing_are_refused_and_told_what_to_give() -> None:
-    for module in (nn.Linear(3, 2), nn.Conv2d(3, 2, 1), nn.Sequential(torchvision.models.resnet18())):
+    for module in (nn.Linear(3, 2), nn.Sequential(nn.Linear(3, 2), nn.Conv1d(2, 2, 1)), nn.LazyConv2d(2, 1), Fussy()):
         with pytest.raises(SourceError, match=r"cannot tell which inputs .* takes: .*--input 1x3x224x224"):
             example_inputs_for(module)
     assert described(example_inputs_for(nn.Linear(3, 2), None, "2x3")) == ["float32[2, 3]"]
