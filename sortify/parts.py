@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import nn
 
 from sortify import proof
@@ -81,6 +82,9 @@ class _Finder:
     def _visit(self, child: nn.Module, path: str) -> None:
         calls, found = self.calls.get(child), len(self.parts)
         why = self._shared(child)
+        if isinstance(child, torch.jit.ScriptModule):
+            self.left[path] = "it is a torch.jit module"
+            return
         if calls is None and why is None:
             why = "it is not called with the example inputs"
         elif calls is not None and why is None:

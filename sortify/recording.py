@@ -50,7 +50,7 @@ def record(module: nn.Module, example: Example) -> dict[nn.Module, Calls]:
         found: dict[nn.Module, Calls] = {}
         with ExitStack() as hooks:
             for child in module.modules():
-                if child is not module:
+                if child is not module and not isinstance(child, torch.jit.ScriptModule):
                     hooks.enter_context(_listening(child, found))
             try:
                 run_untouched(module, example.args, example.kwargs, training)

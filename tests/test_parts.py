@@ -13,7 +13,7 @@ import pytest
 import torch
 from cli_calls import call, errors, works
 from compare import assert_close_outputs, assert_same_tensors
-from parts_models import Branching, NothingInside, Peeks, Repeats, Router, Shares, detector
+from parts_models import Branching, NothingInside, Peeks, Repeats, Router, Shares, detector, two_layers
 from torch import Tensor, nn
 
 from sortify import ComposedModel, SortedUpdate, load, make_sampler, sortify
@@ -208,6 +208,16 @@ def test_where_nothing_is_left_the_reason_of_the_whole_is_given() -> None:
     with pytest.raises(CaptureError, match=r"NothingInside cannot.*only: nothing in it is elastic") as error:
         sortify(NothingInside(), (rows(),))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_scripted_parts_run_as_they_were() -> None:
+    original = seeded(lambda: nn.Sequential(torch.jit.script(two_layers()), two_layers()))
+    model = sortify(original, (rows(),))
+    assert isinstance(model, ComposedModel)
+    assert model.left["0"] == "it is a torch.jit module"
+    assert set(model.parts) == {"1"}
+    assert_close_outputs(model(rows()), original(rows()), SINGLE)
 
 
 def test_patterns_are_refused() -> None:

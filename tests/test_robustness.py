@@ -229,6 +229,20 @@ class CountsCalls(MLP):
         return super().forward(x) + self.calls
 
 
+class ReplacesBuffer(MLP):
+    """A moving average that is a new tensor after every training step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("average", torch.zeros(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.fc1(x)
+        if self.training:
+            self.average = 0.9 * self.average + 0.1 * h.detach().mean(0)
+        return self.fc2(torch.relu(h - self.average))
+
+
 class KeepsLast(MLP):
     def forward(self, x: Tensor) -> Tensor:
         self.last = torch.relu(self.fc1(x))
@@ -248,6 +262,15 @@ def test_forwards_that_change_things_change_the_same_things(build: type[MLP]) ->
         assert_close_outputs(model(ours), original(theirs), SINGLE)
     assert torch.equal(ours, theirs)
     assert_same_tensors(dict(model.state_dict()), dict(original.state_dict()))
+
+
+def test_buffers_that_are_replaced_in_training_are_replaced() -> None:
+    original = ReplacesBuffer().train()
+    model = sortify(original, (rows(),))
+    for _ in range(2):
+        assert_close_outputs(model(rows()), original(rows()), SINGLE)
+    assert original.average.abs().sum() > 0
+    assert_close_outputs(dict(model.state_dict()), dict(original.state_dict()), SINGLE)
 
 
 def test_modes_and_attributes_come_back() -> None:
