@@ -146,16 +146,17 @@ def perturb(module: nn.Module) -> None:
 
 
 def identity(model: SortedModel, original: nn.Module, inputs: Inputs, mode: str) -> tuple[float, bool]:
-    """The full model against the original, in float64 if both run in it; whether float32 had to do."""
+    """The full model against the original, in float64 if both run in it; and whether float32's tolerance applies."""
     try:
         wide = copy.deepcopy(original).double()
         copied = copy.deepcopy(model).double()
         expected, found = run(wide, doubled(inputs), mode), run(copied, doubled(inputs), mode)
     except Exception:
+        expected, found = None, None
+    if expected is None or not finite(expected):  # the original itself does not work in float64
         expected, found = run(copy.deepcopy(original), inputs, mode), run(copy.deepcopy(model), inputs, mode)
         return difference(expected, found), True
-    error = difference(expected, found)
-    return error, error > DOUBLE and casts(model)
+    return difference(expected, found), casts(model)
 
 
 def casts(model: SortedModel) -> bool:

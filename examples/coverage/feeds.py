@@ -150,7 +150,12 @@ def _pixels(config: Any, generator: torch.Generator, image: int | None, sound: i
 
 
 def _features(config: Any, generator: torch.Generator, image: int | None, sound: int) -> Tensor:
-    bins = number(config, "num_mel_bins", "feature_size", "input_feat_per_channel", "n_mels") or 80
+    bins = (
+        number(
+            config, "feature_projection_input_dim", "num_mel_bins", "feature_size", "input_feat_per_channel", "n_mels"
+        )
+        or 80
+    )
     length = 2 * (number(config, "max_source_positions") or 64)
     shapes = ((BATCH, bins, length), (BATCH, 128, bins), (BATCH, length, bins), (BATCH, bins, 128))
     return torch.randn(*shapes[sound], generator=generator)

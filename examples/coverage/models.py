@@ -101,6 +101,8 @@ def _transformers(group: str, model_type: str) -> Built:
             how = f"{shrink.__name__.strip('_')}, {layers} layers, image {image or 'as given'}"
             try:
                 config = tiny.tiny(model_type, shrink, layers, image)
+                if layers > 2:
+                    tiny.without_cache(config)
                 with torch.device("meta"):
                     count = sum(p.numel() for p in cls(config).parameters())
                 if count > LARGEST:

@@ -144,6 +144,8 @@ def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 def general(text: str) -> str:
     """A message without what differs from model to model: names, numbers, files."""
+    text = re.sub(r" in [\w.]+ \(\S+\.py:\d+\)", "", text)
+    text = re.sub(r"\b\w+For\w+ cannot be captured", "cannot be captured", text)
     text = re.sub(r"\((?:[^()\s]*/)([^()/\s]+\.py):\d+\)", r"(\1)", text)
     text = re.sub(r"\b(in|of|at|axis) (?:[\w]+\.)+[\w.]+", r"\1 ...", text)
     text = re.sub(r"\(\w+\.py\)", "(...)", text)

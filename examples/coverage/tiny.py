@@ -89,6 +89,15 @@ def tiny(model_type: str, shrink: Shrink, layers: int = 2, image: int | None = 6
     return _made(CONFIG_MAPPING[model_type](), shrink, layers, image)
 
 
+def without_cache(config: PreTrainedConfig) -> None:
+    """Switch caches off in a configuration and all inside it."""
+    if hasattr(config, "use_cache"):
+        config.use_cache = False
+    for value in list(vars(config).values()):
+        if isinstance(value, PreTrainedConfig):
+            without_cache(value)
+
+
 def _made(config: PreTrainedConfig, shrink: Shrink, layers: int, image: int | None) -> PreTrainedConfig:
     values = dict(vars(config))
     count = _layers_needed(values, layers)
