@@ -91,9 +91,12 @@ def describe(model: SortedModel, sizes: Mapping[str, int]) -> Row:
     total = max(1, sum(sizes.values()))
     seconds = dict(model.report.seconds) if model.report else {}
     ratio = (seconds.get("analysis", 0.0) + seconds.get("proof", 0.0)) / max(seconds.get("capture", 0.0), 1e-9)
-    notes = [f.why for f in model.frozen if f.where in ("capture", "part")]
+    notes = [f.why for f in model.frozen if f.where == "capture"]
     return {
-        "captured": "parts" if any("part" in n.split() for n in notes) else "whole",
+        "captured": "whole" if wholes(model) == [model] else "parts",
+        "parts": {
+            path: sum(t.numel() for t in part.parameters()) for path, part in getattr(model, "parts", {}).items()
+        },
         "axes": dict(Counter(axis.kind for axis in model.axes.values())),
         "blocks": sum(len(chain.blocks) for chain in model.chains.values()),
         "share": round(sum(n for name, n in sizes.items() if name in elastic) / total, 6),
@@ -103,6 +106,12 @@ def describe(model: SortedModel, sizes: Mapping[str, int]) -> Row:
         "seconds": {key: round(value, 3) for key, value in seconds.items()},
         "ratio": round(ratio, 3),
     }
+
+
+def wholes(model: SortedModel) -> list[SortedModel]:
+    """The models that were captured whole: this one, or its parts."""
+    parts: Mapping[str, SortedModel] | None = getattr(model, "parts", None)
+    return [model] if parts is None else list(parts.values())
 
 
 def frozen_reasons(model: SortedModel, sizes: Mapping[str, int], elastic: set[str]) -> Row:
@@ -130,9 +139,9 @@ def frozen_reasons(model: SortedModel, sizes: Mapping[str, int], elastic: set[st
 
 
 def flops_share(model: SortedModel) -> float | None:
-    """The share of FLOPs in operations whose size depends on an axis."""
-    terms = [t for t in model.blueprint.costs.terms if t.metric == "flops"]
-    full = model.cost(model.space.full).flops
+    """The share of FLOPs in operations whose size depends on an axis; of a model in parts, of its parts."""
+    terms = [t for part in wholes(model) for t in part.blueprint.costs.terms if t.metric == "flops"]
+    full = sum(part.cost(part.space.full).flops for part in wholes(model))
     return round(1 - sum(t.weight for t in terms if not t.dims) / full, 6) if full else None
 
 
@@ -161,7 +170,8 @@ def identity(model: SortedModel, original: nn.Module, inputs: Inputs, mode: str)
 
 def casts(model: SortedModel) -> bool:
     """Whether the graph itself names a floating dtype below double."""
-    nodes = [n for program in model.blueprint.programs.values() for n in program.graph.nodes if n.op == "call_function"]
+    programs = (program for part in wholes(model) for program in part.blueprint.programs.values())
+    nodes = [n for program in programs for n in program.graph.nodes if n.op == "call_function"]
     values = (v for n in nodes for v in (*n.args, *n.kwargs.values()))
     return any(isinstance(v, torch.dtype) and v.is_floating_point and v != torch.float64 for v in values)
 
