@@ -131,6 +131,16 @@ CUT = (
             (n(3, 6), [0, 2, 4], 1, 3),
         )
     ),
+    *(
+        case(op, n(3, 6, 4), 2, 1, opens=2)
+        for op in (
+            "chunk.default",
+            "unsafe_chunk.default",
+            "split.Tensor",
+            "unsafe_split.Tensor",
+            "tensor_split.sections",
+        )
+    ),
     case("glu.default", n(3, 8), opens=2),
     case("glu.default", n(4, 4), 0, opens=2),
     case("unbind.int", n(3, 4), opens=1),

@@ -194,6 +194,22 @@ def split_with_sizes(call: Call) -> list[Dims]:
     return [(*dims[:at], piece, *dims[at + 1 :]) for piece in pieces]
 
 
+@rule(
+    "aten.chunk.default",
+    "aten.unsafe_chunk.default",
+    "aten.split.Tensor",
+    "aten.unsafe_split.Tensor",
+    "aten.tensor_split.sections",
+)
+def split_by_number(call: Call) -> list[Dims]:
+    """Capture writes sizes into every split that has them; what is left splits a size that only the inputs decide."""
+    dims = call.dims("self")
+    at = call.axis("dim", len(dims))
+    call.fix([dims[at]], "it is split into pieces of unknown size")
+    pieces = [call.fixed(shape[at], "split from a fixed dimension") for shape in call.shapes]
+    return [(*dims[:at], piece, *dims[at + 1 :]) for piece in pieces]
+
+
 def _pieces(call: Call, dim: Expr, sizes: list[Size]) -> list[Expr]:
     if is_fixed(dim) or any(size.symbols for size in sizes):
         call.fix([dim], "it is split into pieces of unknown size")
