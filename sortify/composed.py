@@ -10,12 +10,13 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import nn
 
 from sortify import calibration, parts_store, proof
+from sortify.blueprint import Blueprint
 from sortify.difference import difference
 from sortify.errors import BudgetError, CaptureError, CheckpointError, InputError, SortifyError
 from sortify.exporting import first_line, run_untouched
@@ -75,9 +76,19 @@ class ComposedModel(SortedModel):
         self.register_load_state_dict_pre_hook(_with_whole)  # type: ignore[no-untyped-call]
 
     @property
-    def blueprint(self) -> NoReturn:  # type: ignore[override]
-        """A model in parts has one per part: `model.parts[path].blueprint`."""
-        raise SortifyError("a model in parts has no single graph: look at model.parts[path]")
+    def blueprint(self) -> Blueprint:  # type: ignore[override]
+        """All parts in one, to look at: the programs are called `eval PATH` and `train PATH`, and cannot be run."""
+        own = {part.path: part.model.blueprint for part in self._parts}
+        return Blueprint(
+            {f"{mode} {path}": program for path, each in own.items() for mode, program in each.programs.items()},
+            {f"{path}.{name}": info for path, each in own.items() for name, info in each.infos.items()},
+            {f"{p}.{name}": f"{p}.{first}" for p, each in own.items() for name, first in each.aliases.items()},
+            self.signature,
+            self._plan,
+            self._space._costs,
+            self._space.trained,
+            self._source,
+        )
 
     @property
     def parts(self) -> dict[str, SortedModel]:

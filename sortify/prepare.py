@@ -81,8 +81,8 @@ def _about_hooks(module: nn.Module) -> list[str]:
     """Hooks are Python: what they compute is recorded, they themselves are not kept."""
     notes = []
     for kinds, text in (
-        (("_forward_hooks", "_forward_pre_hooks"), "forward hooks of {} are recorded as part of the graph"),
-        (("_backward_hooks", "_backward_pre_hooks"), "backward hooks of {} are left out: they do not run any more"),
+        (("_forward_hooks", "_forward_pre_hooks"), "what forward hooks of {} do is recorded, the hooks are gone"),
+        (("_backward_hooks", "_backward_pre_hooks"), "backward hooks of {} are left out"),
     ):
         found = [name or "the model" for name, m in module.named_modules() if any(getattr(m, k) for k in kinds)]
         rest = [f"and {len(found) - 3} more"] if len(found) > 3 else []

@@ -64,6 +64,7 @@ def test_the_largest_parts_are_found_and_the_rest_is_told() -> None:
     assert list(model.chains) == ["encoder.blocks"]
     carried = {name for axis in model.axes.values() for name in axis.parameters}
     assert carried <= set(dict(original.named_parameters()))
+    assert {name.split()[1] for name in model.blueprint.programs} == set(model.parts)
 
 
 def test_it_is_proven_part_by_part_and_as_a_whole() -> None:
