@@ -65,11 +65,6 @@ def _tensordot(node: fx.Node, known: Known) -> Factors:
     return [(*_of(known, node), *(left[d] for d in node.args[2]))]  # type: ignore[union-attr, index]
 
 
-def _summed_batch(node: fx.Node, known: Known) -> Factors:
-    first, second = _of(known, node.args[1]), _of(known, node.args[2])
-    return [(*first, second[-1])]
-
-
 def _not_counted(node: fx.Node, known: Known) -> Factors:
     return []
 
@@ -149,7 +144,6 @@ FLOPS: dict[str, Callable[[fx.Node, Known], Factors]] = {
     "aten.einsum.default": _einsum,
     "aten.tensordot.default": _tensordot,
     "aten.inner.default": _matrices,
-    "aten.addbmm.default": _summed_batch,
     **dict.fromkeys(("aten._grouped_mm.default", *FOREIGN), _with_inner(0)),
     **{name: _recurrent for name, function in RULES.items() if function in (recurrent, packed)},
     **{name: _cell for name, function in RULES.items() if function is cell},

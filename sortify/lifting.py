@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -128,9 +128,15 @@ class Lifter:
             return REGIONS[node.target](self, args)
         if node.target is operator.getitem and isinstance(args[0], (list, tuple)):
             return args[0][args[1]]  # type: ignore[index]
+        if node.target in LOOPS:
+            return self._unrolled(node, args)
         if isinstance(node.target, torch._ops.HigherOrderOperator):
-            raise CaptureError(f"{node.target} has no rule yet: the model uses a control-flow op at {_where(node)}")
+            raise CaptureError(
+                f"the model decides while it runs what to compute ({node.target}, at {_where(node)}): a graph cannot hold "
+                "that; convert the parts before and after it, or write it without control flow"
+            )
         target, args, kwargs = _plain_split(node, args, kwargs)
+        target, args, kwargs = _plain_squeeze(node, target, args, kwargs)
         kwargs = {k: v for k, v in kwargs.items() if k != "pin_memory"}
         args, kwargs = cast(Any, fx.node.map_aggregate((args, kwargs), self._follow_device))
         new = self.graph.create_node("call_function", target, args, kwargs, name=node.name)
@@ -168,6 +174,32 @@ class Lifter:
         holes = [n for n in body.graph.nodes if n.op == "placeholder"]
         return self._inline(body, dict(zip(holes, inputs, strict=True)))
 
+    def _unrolled(self, node: fx.Node, args: tuple[Any, ...]) -> list[Any]:
+        """A loop over the first dimension of tensors, written out step by step; results of the steps are stacked."""
+        body, carried, rows, others = LOOPS[node.target](args)
+        steps = rows[0].meta["val"].shape[0]
+        work = len(body.graph.nodes) * steps if isinstance(steps, int) else 0
+        if not 0 < work <= LONGEST_LOOP:
+            raise CaptureError(
+                f"the model loops over {steps} steps ({node.target}, at {_where(node)}): a loop is written out up to "
+                f"{LONGEST_LOOP} operations of a known number of steps; convert the parts before and after it"
+            )
+        state, made = list(carried), list[list[Any]]()
+        for step in range(steps):
+            now = [self._op(node, torch.ops.aten.select.int, row, 0, step) for row in rows]
+            results = list(self._region(body, [*state, *now, *others]))
+            state, out = results[: len(state)], results[len(state) :]
+            made.append(out)
+        stacked = [self._op(node, torch.ops.aten.stack.default, list(parts), 0) for parts in zip(*made, strict=True)]
+        return [*state, *stacked]
+
+    def _op(self, origin: fx.Node, op: Any, *args: Any) -> fx.Node:
+        """A new op in place of a part of `origin`."""
+        new = self.graph.call_function(op, args)
+        values: Any = fx.node.map_arg(args, lambda n: n.meta["val"])
+        new.meta = {**_place(origin), "val": op(*values)}
+        return new
+
 
 _hop = torch.ops.higher_order
 REGIONS: dict[Any, Callable[[Lifter, tuple[Any, ...]], Any]] = {
@@ -175,6 +207,13 @@ REGIONS: dict[Any, Callable[[Lifter, tuple[Any, ...]], Any]] = {
     _hop.wrap_with_autocast: Lifter.autocast,
     _hop.tag_activation_checkpoint: Lifter.checkpoint,
 }
+# Loops: their arguments as the body, what is carried from step to step, what is gone through, and what else enters.
+Loop = tuple[fx.GraphModule, Sequence[Any], Sequence[Any], Sequence[Any]]
+LOOPS: dict[Any, Callable[[tuple[Any, ...]], Loop]] = {
+    _hop.map_impl: lambda args: (args[0], (), args[1], args[2]),
+    _hop.scan: lambda args: (args[0], args[1], args[2], args[3]),
+}
+LONGEST_LOOP = 4000
 DROPPED = {
     torch.ops.aten._assert_tensor_metadata.default,
     torch.ops.aten._assert_scalar.default,
@@ -217,7 +256,7 @@ def _where(node: fx.Node) -> str:
     """The innermost source line that is no part of torch itself, as `file:line`."""
     trace = node.meta.get("stack_trace") or ""
     frames = [line.strip() for line in trace.splitlines() if line.strip().startswith('File "')]
-    own = [f for f in frames if "/torch/" not in f] or frames
+    own = [f for f in frames if "/torch/" not in f and 'File "<' not in f] or frames
     if not own:
         return ""
     file, line = own[-1].split(", ")[:2]
@@ -231,18 +270,46 @@ def _output_value(exported: fx.GraphModule, flat: Any) -> Any:
 def _plain_split(
     node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    """Splits into equal parts become splits by sizes, so that each part may get its own."""
-    if node.target not in (
-        torch.ops.aten.split.Tensor,
-        torch.ops.aten.chunk.default,
-        torch.ops.aten.tensor_split.sections,
-    ):
+    """Splits into parts become splits by sizes, so that each part may get its own."""
+    if node.target not in SPLITS:
         return node.target, args, kwargs
-    dim = args[2] if len(args) > 2 else kwargs.get("dim", 0)
+    dim = SPLITS[node.target]
+    if dim is None:
+        dim = args[2] if len(args) > 2 else kwargs.get("dim", 0)
+    dim = min(dim, args[0].meta["val"].dim() - 1)
     sizes = [part.shape[dim] for part in node.meta["val"]]
     if not all(isinstance(size, int) for size in sizes):
         return node.target, args, kwargs
     return torch.ops.aten.split_with_sizes.default, (args[0], sizes, dim), {}
+
+
+_aten = torch.ops.aten
+# Ops that split, and the dimension that they split, None where an argument tells.
+SPLITS: dict[Any, int | None] = {
+    _aten.split.Tensor: None,
+    _aten.chunk.default: None,
+    _aten.unsafe_chunk.default: None,
+    _aten.unsafe_split.Tensor: None,
+    _aten.tensor_split.sections: None,
+    _aten.tensor_split.indices: None,
+    _aten.hsplit.int: 1,
+    _aten.hsplit.array: 1,
+    _aten.vsplit.int: 0,
+    _aten.vsplit.array: 0,
+    _aten.dsplit.int: 2,
+    _aten.dsplit.array: 2,
+}
+
+
+def _plain_squeeze(
+    node: fx.Node, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """A squeeze of all dimensions of size 1 names them: in a sub-network others may have size 1."""
+    if target is not _aten.squeeze.default:
+        return target, args, kwargs
+    tensor = args[0] if args else kwargs["self"]
+    single = [dim for dim, size in enumerate(tensor.meta["val"].shape) if _fixed_size(size) == 1]
+    return _aten.squeeze.dims, (tensor, single), {}
 
 
 def _use_latest(graph: fx.Graph) -> None:

@@ -292,7 +292,9 @@ def _few(blueprint: Blueprint, examples: Sequence[torch.Tensor], mode: str) -> l
     """One sample where every input has a batch of any size and none needs the others: running takes its time."""
     specs = blueprint.signature.specs
     batched = all(spec.shape and spec.shape[0] is None for spec in specs) and bool(specs)
-    together = any(argument(node, "training") is True for node in blueprint.programs[mode].graph.nodes)
+    nodes = blueprint.programs[mode].graph.nodes
+    squeeze = torch.ops.aten.squeeze.dims  # of all dimensions of size 1, in the original: a batch of one would be lost
+    together = any(argument(node, "training") is True or node.target is squeeze for node in nodes)
     return [(t[:1] if batched and not together else t).clone() for t in examples]
 
 

@@ -71,6 +71,40 @@ def test_activation_bytes_of_known_ops() -> None:
     assert full.flops == 2 * 3 * (8 * 12 + 12 * 5)
 
 
+class Recurrent(nn.Module):
+    """A recurrent layer between two linear ones, in float64: there torch counts the matrix products inside."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.first, self.layer, self.last = nn.Linear(3, 8), layer, nn.LazyLinear(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.layer(self.first(x))[0])
+
+
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "lstm": lambda: nn.LSTM(8, 6, 2, bidirectional=True, batch_first=True),
+    "lstm with projection": lambda: nn.LSTM(8, 6, proj_size=3),
+    "gru": lambda: nn.GRU(8, 6, 2, bias=False),
+    "rnn": lambda: nn.RNN(8, 6, bidirectional=True),
+    "lstm cell": lambda: nn.LSTMCell(8, 6),
+    "gru cell": lambda: nn.GRUCell(8, 6),
+}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_recurrent_layers_cost_what_their_products_cost(kind: str) -> None:
+    x = torch.rand(4, 3).double() if "cell" in kind else torch.rand(4, 7, 3).double()
+    net = Recurrent(LAYERS[kind]()).double()
+    net(x)
+    captured, blueprint = blueprint_of(net, (x,))
+    for subnet in (blueprint.space.full, blueprint.space.subnet(width=0.5)):
+        small = extract(blueprint, captured.tensors, subnet).eval()
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            small(x)
+        assert blueprint.costs(subnet.values).flops == counter.get_total_flops()
+
+
 Pair = Callable[[Tensor, Tensor, "Products"], Tensor]
 CONTRACTIONS: dict[str, Pair] = {
     "matmul": lambda a, b, net: a @ net.core,
@@ -85,6 +119,13 @@ CONTRACTIONS: dict[str, Pair] = {
     "einsum of two": lambda a, b, net: torch.einsum("nsi,nti->nst", a, b),
     "einsum of three": lambda a, b, net: torch.einsum("nsi,ij,ntj->nst", a, net.core, b @ net.core),
     "einsum with a letter alone": lambda a, b, net: torch.einsum("nsi,ij->nj", a, net.core),
+    "einsum with dots": lambda a, b, net: torch.einsum("...si,...ti,...t->...s", a, b, b.sum(-1)),
+    "einsum of squares": lambda a, b, net: torch.einsum("nii,nij->nj", a[:, :3, :3], b[:, :3]),
+    "tensordot": lambda a, b, net: torch.tensordot(a, net.core, ([2], [0])),
+    "inner": lambda a, b, net: torch.inner(a, net.core.T),
+    "addbmm": lambda a, b, net: torch.addbmm(torch.zeros(4, 4), a, b.transpose(1, 2)),
+    "bilinear": lambda a, b, net: torch.nn.functional.bilinear(a, b, net.core[None] @ net.core.T),
+    "cdist": lambda a, b, net: torch.cdist(a, b),
     "einsum of one": lambda a, b, net: torch.einsum("nsi->ni", a),
     "attention": lambda a, b, net: F.scaled_dot_product_attention(a[:, None], b[:, None], a[:, None]),
     "attention over more keys": lambda a, b, net: F.scaled_dot_product_attention(a[:, :2], b, torch.relu(b)),
@@ -107,7 +148,8 @@ class Products(nn.Module):
 @pytest.mark.parametrize("op", CONTRACTIONS)
 def test_a_contraction_is_counted_as_the_flop_counter_counts_it(op: str) -> None:
     captured, blueprint = blueprint_of(Products(CONTRACTIONS[op]), (torch.rand(3, 4, 8),))
-    for subnet in (blueprint.space.full, blueprint.space.subnet(width=0.5)):
+    widths = (0.5, 0.75) if blueprint.plan.axes else ()
+    for subnet in (blueprint.space.full, *(blueprint.space.subnet(width=width) for width in widths)):
         small = extract(blueprint, captured.tensors, subnet).eval()
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             small(*blueprint.signature.call(captured.examples)[0])
