@@ -132,8 +132,8 @@ class Lifter:
             return self._unrolled(node, args)
         if isinstance(node.target, torch._ops.HigherOrderOperator):
             raise CaptureError(
-                f"the model decides while it runs what to compute ({node.target}, at {_where(node)}): a graph cannot hold "
-                "that; convert the parts before and after it, or write it without control flow"
+                f"the model decides while it runs what to compute ({node.target}, at {_where(node)}): a graph cannot "
+                "hold that; convert the parts before and after it, or write it without control flow"
             )
         target, args, kwargs = _plain_split(node, args, kwargs)
         target, args, kwargs = _plain_squeeze(node, target, args, kwargs)

@@ -101,7 +101,8 @@ def test_a_squeeze_names_its_dimensions() -> None:
     """An axis that a sub-network cuts to one stays a dimension; only what had size 1 at capture goes."""
     graph = capture(Squeezes(), (example(),)).programs["eval"].graph
     (node,) = (n for n in graph.nodes if "squeeze" in str(n.target))
-    assert node.target is torch.ops.aten.squeeze.dims and list(node.args[1]) == [1]
+    assert node.target is torch.ops.aten.squeeze.dims
+    assert list(node.args[1]) == [1]
 
 
 @pytest.mark.parametrize(
