@@ -68,19 +68,6 @@ def stack_by_name(call: Call) -> Dims:
     return (*parts[0][:at], joined, *parts[0][at + 1 :])
 
 
-@rule(
-    *("aten.chunk.default", "aten.unsafe_chunk.default", "aten.split.Tensor", "aten.unsafe_split.Tensor"),
-    *("aten.tensor_split.sections", "aten.tensor_split.indices"),
-)
-def split_unknown(call: Call) -> list[Dims]:
-    """Splits whose parts have sizes that are known only when the model runs (others are written with their sizes)."""
-    dims = call.dims("self")
-    at = call.axis("dim", len(dims))
-    call.fix([dims[at]], "it is split into pieces of unknown size")
-    pieces = [call.fixed(shape[at], "split from a fixed dimension") for shape in call.shapes]
-    return [(*dims[:at], piece, *dims[at + 1 :]) for piece in pieces]
-
-
 @rule("aten.block_diag.default")
 def block_diag(call: Call) -> Dims:
     """Matrices one below and beside the other."""

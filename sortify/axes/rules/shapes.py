@@ -200,6 +200,7 @@ def split_with_sizes(call: Call) -> list[Dims]:
     "aten.split.Tensor",
     "aten.unsafe_split.Tensor",
     "aten.tensor_split.sections",
+    "aten.tensor_split.indices",
 )
 def split_by_number(call: Call) -> list[Dims]:
     """Capture writes sizes into every split that has them; what is left splits a size that only the inputs decide."""
