@@ -22,7 +22,7 @@ import torch
 from torch import fx, nn
 
 from sortify.errors import CaptureError
-from sortify.exporting import Exporter, describe_place, settle, wanted_open
+from sortify.exporting import Exporter, describe_place, run_untouched, settle, wanted_open
 from sortify.lifting import DTYPE, Program, lift
 from sortify.prepare import Example, check_memory, check_module, open_dataclasses, to_device_of
 from sortify.signature import Signature
@@ -96,6 +96,27 @@ def capture(
     ]
     notes += [*added, *moved, *fixed, *shared]
     return Captured(programs, tensors, infos, aliases, signature.with_specs(specs or []), tuple(leaves), tuple(notes))
+
+
+PROOF_SIZE = 256
+
+
+def examples_to_prove(captured: Captured, module: nn.Module) -> tuple[torch.Tensor, ...]:
+    """The inputs to prove a capture on: large pictures of open size are cut to 256 by 256, as a proof runs often."""
+    if len(captured.examples) != 1:
+        return captured.examples
+    (spec,), (whole,) = captured.signature.specs, captured.examples
+    cut = whole
+    for dim in range(2, whole.dim() if whole.dim() > 3 else 2):
+        cut = cut.narrow(dim, 0, PROOF_SIZE) if spec.shape[dim] is None and cut.shape[dim] > PROOF_SIZE else cut
+    if cut.is_meta or cut is whole:
+        return captured.examples
+    try:
+        for training in (True, False):
+            run_untouched(module, *captured.signature.call([cut]), training)
+    except Exception:  # a size that the model does not like
+        return captured.examples
+    return (cut.contiguous(),)
 
 
 ENDS = {sign * torch.finfo(dtype).max for dtype in (torch.float32, torch.bfloat16) for sign in (1, -1)}

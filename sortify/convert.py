@@ -20,7 +20,7 @@ from sortify.axes.analysis import Analysis, analyse
 from sortify.axes.control import Control
 from sortify.axes.rules import RULES
 from sortify.blueprint import Blueprint
-from sortify.capture import Captured, as_example, capture
+from sortify.capture import Captured, as_example, capture, examples_to_prove
 from sortify.cost import make_cost_model
 from sortify.depth import Chain, find_chains
 from sortify.dims import Named
@@ -123,20 +123,19 @@ class _Found:
 def _proven(found: _Found, module: nn.Module) -> tuple[Blueprint, proof.Report]:
     """Plan and prove; axes that fail are fixed with the reason until the rest passes."""
     captured = found.captured
+    examples = examples_to_prove(captured, module)
     while True:
         blueprint, atoms = _plan(found)
         if any(tensor.is_meta for tensor in captured.tensors.values()):
             return blueprint, proof.NOT_RUN
-        report = proof.prove(blueprint, captured.tensors, captured.examples, module)
+        report = proof.prove(blueprint, captured.tensors, examples, module)
         if report.passed:
             return blueprint, report
-        failing = (
-            [] if _passed(report, "permutation") else proof.failing_axes(blueprint, captured.tensors, captured.examples)
-        )
+        failing = [] if _passed(report, "permutation") else proof.failing_axes(blueprint, captured.tensors, examples)
         why = "permuting it changed the outputs"
         if not failing and not _passed(report, "slice"):
             why = "cutting it gives another result than its extraction, or none"
-            failing = proof.axes_that_do_not_slice(blueprint, captured.tensors, captured.examples)
+            failing = proof.axes_that_do_not_slice(blueprint, captured.tensors, examples)
         if not failing:
             row = next(row for row in report.rows if not row.passed)
             raise ProofError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -37,12 +37,11 @@ def sortify_parts(
     """
     if any(tensor.is_meta for tensor in module.parameters()):
         raise type(why)(f"{why}; parts of it can only be found by running it: give weights with data")
+    finder = _Finder(module, example, convert)
     try:
-        calls = record(module, example)
+        finder.descend(module, "")
     except CaptureError:
         raise why from None
-    finder = _Finder(module, calls, convert)
-    finder.descend(module, "")
     parts, left = finder.parts, {"the code between the parts": str(why), **finder.left}
     while parts:
         checks, not_checked = _checks(module, compose(module, parts, left, example), example)
@@ -64,8 +63,8 @@ def sortify_parts(
 class _Finder:
     """Goes down the tree of modules, sorts what can be sorted, and notes why the rest stays."""
 
-    def __init__(self, root: nn.Module, calls: Mapping[nn.Module, Calls], convert: Convert) -> None:
-        self.calls, self.convert = calls, convert
+    def __init__(self, root: nn.Module, example: Example, convert: Convert) -> None:
+        self.root, self.example, self.convert = root, example, convert
         self.owners = owners(root)
         self.names = {id(tensor): name for name, tensor in [*root.named_parameters(), *root.named_buffers()]}
         self.parts: list[Part] = []
@@ -73,14 +72,14 @@ class _Finder:
         self.seen: set[nn.Module] = set()
 
     def descend(self, module: nn.Module, path: str) -> None:
-        children = [(name, child) for name, child in module.named_children() if _size(child)]
+        children = [(n, child) for n, child in module.named_children() if _size(child) and child not in self.seen]
+        calls = record(self.root, self.example, [child for _, child in children]) if children else {}
         for name, child in sorted(children, key=lambda pair: -_size(pair[1])):
-            if child not in self.seen:
-                self.seen.add(child)
-                self._visit(child, f"{path}.{name}" if path else name)
+            self.seen.add(child)
+            self._visit(child, f"{path}.{name}" if path else name, calls.pop(child, None))
 
-    def _visit(self, child: nn.Module, path: str) -> None:
-        calls, found = self.calls.get(child), len(self.parts)
+    def _visit(self, child: nn.Module, path: str, calls: Calls | None) -> None:
+        found = len(self.parts)
         why = self._shared(child)
         if isinstance(child, torch.jit.ScriptModule):
             self.left[path] = "it is a torch.jit module"

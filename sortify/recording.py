@@ -1,8 +1,8 @@
-"""Recording: what every sub-module is called with while the whole model runs once."""
+"""Recording: what sub-modules are called with while the whole model runs once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,8 +39,10 @@ class Calls:
         ]
 
 
-def record(module: nn.Module, example: Example) -> dict[nn.Module, Calls]:
-    """The calls of every sub-module in one run of the whole, in evaluation mode or else in training mode.
+def record(module: nn.Module, example: Example, wanted: Iterable[nn.Module]) -> dict[nn.Module, Calls]:
+    """The calls of some sub-modules in one run of the whole, in evaluation mode or else in training mode.
+
+    Only theirs: holding what every sub-module was called with would take as much memory as training.
 
     Raises:
         CaptureError: the model runs in neither mode.
@@ -49,8 +51,8 @@ def record(module: nn.Module, example: Example) -> dict[nn.Module, Calls]:
     for training in (False, True):
         found: dict[nn.Module, Calls] = {}
         with ExitStack() as hooks:
-            for child in module.modules():
-                if child is not module and not isinstance(child, torch.jit.ScriptModule):
+            for child in wanted:
+                if not isinstance(child, torch.jit.ScriptModule):
                     hooks.enter_context(_listening(child, found))
             try:
                 run_untouched(module, example.args, example.kwargs, training)

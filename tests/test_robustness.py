@@ -13,7 +13,7 @@ from compare import assert_close_outputs, assert_same_tensors
 from torch import Tensor, nn
 
 from sortify import SortedModel, sortify
-from sortify.capture import capture
+from sortify.capture import capture, examples_to_prove
 from sortify.errors import CaptureError, InputError
 from sortify.prepare import mode_of
 
@@ -193,6 +193,15 @@ def test_image_sizes_are_open_where_asked() -> None:
     assert_close_outputs(model(other), original(other), SINGLE)
     assert model.report is not None
     assert model.report.passed
+
+
+@pytest.mark.parametrize(
+    ("dynamic", "proven"), [({"x": (2, 3)}, (256, 256)), ({"x": (2,)}, (256, 300)), (None, (280, 300))]
+)
+def test_large_images_are_proven_on_a_corner(dynamic: Any, proven: tuple[int, int]) -> None:
+    captured = capture(Pixels(), (torch.randn(2, 3, 280, 300),), dynamic)
+    (found,) = examples_to_prove(captured, Pixels())
+    assert tuple(found.shape[2:]) == proven
 
 
 def test_image_sizes_that_cannot_be_open_are_told() -> None:
