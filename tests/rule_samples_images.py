@@ -88,12 +88,6 @@ JOINED = (
     case("broadcast_tensors.default", [n(3, 3), n(3)], opens=2),
 )
 
-PARTED = (
-    *(case(op, n(3, 6), 2, 1, opens=1) for op in ("chunk.default", "unsafe_chunk.default", "tensor_split.sections")),
-    *(case(op, n(6, 6), 4, opens=1) for op in ("split.Tensor", "unsafe_split.Tensor")),
-    case("tensor_split.indices", n(3, 6), [2, 3], -1, opens=1),
-)
-
 DIAGONALS = (
     case("diagonal.default", n(4, 4), opens=1),
     case("diagonal.default", n(3, 4, 2, 4), 0, 1, -1, opens=3),
@@ -138,4 +132,4 @@ WRITTEN_OVER = (
     noisy("native_dropout.default", n(3, 4), 0.5, True, opens=2),
 )
 
-IMAGES = (*POOLED, *FOURIER, *VIEWS, *JOINED, *PARTED, *DIAGONALS, *SOLVED, *WRITTEN_OVER)
+IMAGES = (*POOLED, *FOURIER, *VIEWS, *JOINED, *DIAGONALS, *SOLVED, *WRITTEN_OVER)

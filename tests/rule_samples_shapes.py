@@ -141,6 +141,7 @@ CUT = (
             "tensor_split.sections",
         )
     ),
+    case("tensor_split.indices", n(3, 6), [2, 3], -1, opens=1),
     case("glu.default", n(3, 8), opens=2),
     case("glu.default", n(4, 4), 0, opens=2),
     case("unbind.int", n(3, 4), opens=1),
