@@ -22,7 +22,7 @@ from sortify.dims import Dim, active, full, positions
 from sortify.errors import SortifyError
 from sortify.files import replacing
 from sortify.lifting import Program
-from sortify.network import GraphModule, Runner
+from sortify.network import GraphModule, Runner, used_tensors
 from sortify.plan import Plan
 from sortify.prepare import mode_of
 from sortify.rewrite import set_size
@@ -64,7 +64,7 @@ def extract(
         statistics: batch-norm statistics of this sub-network, of its own sizes, if it has been recalibrated.
     """
     programs = {mode: shrink(program, blueprint.plan, mode, subnet) for mode, program in blueprint.programs.items()}
-    before = {name for program in blueprint.programs.values() for name in program.tensors}
+    before = {name for program in blueprint.programs.values() for name in used_tensors(program).values()}
     after = {name for program in programs.values() for name in program.tensors}
     kept = {name: tensor for name, tensor in tensors.items() if name in after or name not in before}
     own = {name: tensor for name, tensor in (statistics or {}).items() if name in kept}

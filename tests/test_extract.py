@@ -305,3 +305,24 @@ def test_buffers_come_along_and_temporary_ones_are_not_saved() -> None:
     assert float(model.state_dict()["calls"]) == 1.0
     with model.eval().using(model.space.smallest):
         assert_close_outputs(small.eval()(*ROW()), model(*ROW()) + 1, 1e-6)
+
+
+class Unread(nn.Module):
+    """Holds parameters that no op reads, as decoders do that are used without their encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.never = nn.Linear(8, 16), nn.Linear(16, 5), nn.Linear(3, 7)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.two(nn.functional.linear(x, self.one.weight).relu())
+
+
+def test_parameters_that_no_op_reads_stay_and_are_counted() -> None:
+    original = Unread()
+    model = sortify(original, (torch.randn(2, 8),))
+    for subnet in (model.space.full, model.space.smallest):
+        small = model.extract(subnet=subnet)
+        assert sum(p.numel() for p in small.parameters()) == model.cost(subnet).params
+        assert list(small.state_dict()) == list(original.state_dict())
+    assert model.cost(model.space.full).params == sum(p.numel() for p in original.parameters())
