@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from examples.coverage import models
 from examples.coverage.feeds import Inputs, call_of, clone
@@ -159,21 +160,28 @@ def identity(model: SortedModel, original: nn.Module, inputs: Inputs, mode: str)
     try:
         wide = copy.deepcopy(original).double()
         copied = copy.deepcopy(model).double()
-        expected, found = run(wide, doubled(inputs), mode), run(copied, doubled(inputs), mode)
+        with _Narrow() as narrow:
+            expected = run(wide, doubled(inputs), mode)
+        found = run(copied, doubled(inputs), mode)
     except Exception:
         expected, found = None, None
     if expected is None or not finite(expected):  # the original itself does not work in float64
         expected, found = run(copy.deepcopy(original), inputs, mode), run(copy.deepcopy(model), inputs, mode)
         return difference(expected, found), True
-    return difference(expected, found), casts(model)
+    return difference(expected, found), narrow.seen
 
 
-def casts(model: SortedModel) -> bool:
-    """Whether the graph itself names a floating dtype below double."""
-    programs = (program for part in wholes(model) for program in part.blueprint.programs.values())
-    nodes = [n for program in programs for n in program.graph.nodes if n.op == "call_function"]
-    values = (v for n in nodes for v in (*n.args, *n.kwargs.values()))
-    return any(isinstance(v, torch.dtype) and v.is_floating_point and v != torch.float64 for v in values)
+class _Narrow(TorchDispatchMode):
+    """Notes whether a call makes floating tensors below double."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.seen |= any(t.is_floating_point() and t.dtype != torch.float64 for t in tensors(result))
+        return result
 
 
 def slicing(model: SortedModel, subnet: Subnet, inputs: Inputs, mode: str) -> float:
