@@ -31,7 +31,6 @@ from sortify.signature import Signature
 from sortify.space import Space, Subnet, Trained
 
 WHOLE, CARRIED = "whole", "_carried"
-_OWNED = (nn.Module, torch.Tensor)
 
 
 class ComposedModel(SortedModel):
@@ -273,9 +272,9 @@ def compose(
         CaptureError: the original cannot be copied, or its call cannot be described.
     """
     places = {id(original.get_submodule(part.path)): part.model for part in parts}
-    for part in parts:
-        carry(original.get_submodule(part.path), part.model)
     try:
+        for part in parts:
+            carry(original.get_submodule(part.path), part.model)
         whole = copy.deepcopy(original, {**places})
         signature = Signature.of(original.forward, example.args, example.kwargs)
     except InputError:
@@ -289,10 +288,22 @@ def compose(
 
 
 def carry(old: nn.Module, new: Any) -> Any:
-    """Give a replacement the plain attributes that the code around may ask the old module for."""
-    known = vars(old).get(CARRIED, ()) if isinstance(old, SortedModel) else vars(old)
-    plain = {n: vars(old)[n] for n in known if not n.startswith("_") and not isinstance(vars(old)[n], _OWNED)}
-    fresh = {n: value for n, value in plain.items() if not hasattr(type(new), n) and n not in vars(new)}
+    """Give a replacement the attributes and methods that the code around may ask the old module for.
+
+    Methods are those of a copy without weights: one that computes with them fails, it is never silently wrong.
+    """
+    if isinstance(old, SortedModel):
+        found = {name: vars(old)[name] for name in vars(old).get(CARRIED, ())}
+    else:
+        tensors = [*old.parameters(), *old.buffers()]
+        bare = copy.deepcopy(old, {id(t): t.detach().to("meta") for t in tensors})
+        names = [name for name in dir(bare) if not name.startswith("_") and not hasattr(type(new), name)]
+        found = {name: getattr(bare, name, None) for name in names}
+    fresh = {
+        name: value
+        for name, value in found.items()
+        if name not in vars(new) and name not in new._modules and not isinstance(value, torch.Tensor)
+    }
     vars(new).update({**fresh, CARRIED: (*vars(new).get(CARRIED, ()), *fresh)})
     return new
 
