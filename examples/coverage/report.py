@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from examples.coverage import models
 from examples.coverage.sweep import read
 
 Row = dict[str, Any]
@@ -28,18 +29,20 @@ the FLOPs) that an axis reaches; what is missing is explained in the last column
 """
 
 
-def page(rows: Mapping[str, Row], command: str) -> str:
+def page(rows: Mapping[str, Row], command: str, listed: int) -> str:
     """The coverage page.
 
     Args:
         rows: name -> row.
         command: the command that makes the page again.
+        listed: how many models the list has.
     """
     done = list(rows.values())
     commits = sorted({str(row.get("commit", "")) for row in done} - {""})
-    parts = [
-        HEAD + f"Made by `{command}`. Models run: {len(done)}; commits of the library: {', '.join(commits) or '-'}.\n"
-    ]
+    made = (
+        f"Made by `{command}`, which goes on where it was stopped; so far {len(done)} of the {listed} models have run. "
+    )
+    parts = [HEAD + made + f"Commits of the library: {', '.join(commits) or '-'}.\n"]
     parts += ["## Summary\n", summary(done), "## What did not pass\n", grouped_table(failures(done))]
     for zoo, members in by(done, zoo_of).items():
         built = sorted((r for r in members if "share" in r), key=lambda r: str(r["name"]))
@@ -235,11 +238,11 @@ def developers(rows: Mapping[str, Row]) -> str:
 def main() -> int:
     """Print a page made from the rows of a file."""
     parser = argparse.ArgumentParser(description="Print the coverage page.")
-    parser.add_argument("rows", type=Path, help="JSON lines of the sweep")
+    parser.add_argument("rows", type=Path, help="JSON lines of the sweep, named after its list")
     parser.add_argument("--failures", action="store_true", help="print failures by cause instead")
     given = parser.parse_args()
-    rows = read(given.rows)
-    print(developers(rows) if given.failures else page(rows, f"make {given.rows.stem}"))
+    rows, zoo = read(given.rows), given.rows.stem
+    print(developers(rows) if given.failures else page(rows, f"make {zoo}", len(models.names(zoo))))
     return 0
 
 

@@ -217,7 +217,7 @@ def main() -> int:
     sweep(names, path, check, Limits(given.seconds, int(given.memory * 2**30)), given.jobs)
     rows = read(path)
     if given.page is not None:
-        given.page.write_text(report.page(rows, f"make {given.zoo}"), "utf-8")
+        given.page.write_text(report.page(rows, f"make {given.zoo}", len(listed)), "utf-8")
     passed = all(rows.get(name, {}).get("status") == "pass" for name in listed)
     return 0 if passed or not given.strict else 1
 
