@@ -195,21 +195,26 @@ def _original(module: nn.Module, state: dict[str, torch.Tensor], args: Any, kwar
 def permutation(
     blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.Tensor], axes: Sequence[str], mode: str = "eval"
 ) -> Check:
-    """Shuffle the given axes at once, in float64: outputs must not change."""
-    error = permutation_error(blueprint, tensors, examples, mode)(axes)
-    tolerance = SINGLE if _casts_to_single(blueprint) else DOUBLE
-    note = f"{len(axes)} axes shuffled at once, float64" + (
-        "; the model itself casts to a smaller dtype" if tolerance == SINGLE else ""
-    )
+    """Shuffle the given axes at once, in float64 where the model runs in it: outputs must not change."""
+    tolerance, why = SINGLE if _casts_to_single(blueprint) else DOUBLE, ""
+    if tolerance == SINGLE:
+        why = ", float64; the model itself casts to a smaller dtype"
+    try:
+        error = permutation_error(blueprint, tensors, examples, mode)(axes)
+    except RuntimeError as reason:  # as of a tensor of zeros that the model makes in the default dtype
+        error = permutation_error(blueprint, tensors, examples, mode, False)(axes)
+        tolerance, why = SINGLE, f", in its own dtype; it does not run in float64: {str(reason).splitlines()[0]}"
+    note = f"{len(axes)} axes shuffled at once{why or ', float64'}"
     return Check("permutation" if mode == "eval" else f"permutation ({mode})", error, tolerance, note)
 
 
 def permutation_error(
-    blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.Tensor], mode: str = "eval"
+    blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.Tensor], mode: str = "eval", double: bool = True
 ) -> Callable[[Iterable[str]], float]:
-    """A function from axes to the error that shuffling them makes."""
+    """A function from axes to the error that shuffling them makes, in float64 or in the model's own dtype."""
+    widened = _doubled if double else _as_it_is
     program = blueprint.programs[mode] if mode == "eval" else _quiet(blueprint.programs[mode])
-    inputs = [_doubled(t) for t in _few(blueprint, examples, mode)]
+    inputs = [widened(t) for t in _few(blueprint, examples, mode)]
     sizes = {axis.name: axis.size for axis in blueprint.plan.axes}
     shapes = blueprint.plan.shapes
 
@@ -219,7 +224,7 @@ def permutation_error(
 
         def lookup(name: str) -> tuple[torch.Tensor, torch.Tensor]:
             tensor = tensors[name]
-            return _doubled(tensor), _doubled(pick(tensor, shapes.get(name, ()), orders))
+            return widened(tensor), widened(pick(tensor, shapes.get(name, ()), orders))
 
         return difference(*_run(lambda: run_side_by_side(program, lookup, inputs)))
 
@@ -229,19 +234,21 @@ def permutation_error(
 def failing_axes(blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.Tensor]) -> list[str]:
     """The axes whose permutation changes the outputs, found by bisection; [] when all may be shuffled."""
     noisy = perturbed(tensors, statistics_of(blueprint))
-    tolerance = SINGLE if _casts_to_single(blueprint) else DOUBLE
 
-    def search(names: list[str], error: Callable[[Iterable[str]], float]) -> list[str]:
+    def search(names: list[str], error: Callable[[Iterable[str]], float], tolerance: float) -> list[str]:
         if not names or error(names) <= tolerance:
             return []
         if len(names) == 1:
             return names
         half = len(names) // 2
-        return (search(names[:half], error) + search(names[half:], error)) or names
+        return (search(names[:half], error, tolerance) + search(names[half:], error, tolerance)) or names
 
-    axes = [axis.name for axis in blueprint.plan.axes]
-    errors = [permutation_error(blueprint, noisy, examples, mode) for mode in modes_to_permute(blueprint)]
-    return list(dict.fromkeys(name for error in errors for name in search(axes, error)))
+    axes, found = [axis.name for axis in blueprint.plan.axes], list[str]()
+    for mode in modes_to_permute(blueprint):
+        whole = permutation(blueprint, noisy, examples, axes, mode)
+        double = whole.tolerance == DOUBLE or _casts_to_single(blueprint)
+        found += search(axes, permutation_error(blueprint, noisy, examples, mode, double), whole.tolerance)
+    return list(dict.fromkeys(found))
 
 
 def slice_is_extraction(
@@ -276,6 +283,10 @@ class Lazily(Mapping[str, torch.Tensor]):
 
     def __len__(self) -> int:
         return len(self._tensors)
+
+
+def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 def _doubled(tensor: torch.Tensor) -> torch.Tensor:

@@ -308,6 +308,26 @@ def test_bisection_finds_several(model: SortedModel, monkeypatch: pytest.MonkeyP
     assert set(found) == wrong
 
 
+class OwnDtype(nn.Module):
+    """Makes a tensor in the default dtype, so it runs in that dtype alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(8, 16), nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.two(self.one(x).relu()) + x.sum(-1, keepdim=True) @ torch.ones(1, 5)
+
+
+def test_a_model_that_does_not_run_in_float64_is_permuted_in_its_own_dtype() -> None:
+    model = sortify(randomize(OwnDtype(), 3), ROW())
+    row = next(row for row in model.verify().rows if row.name == "permutation")
+    assert row.passed
+    assert row.tolerance == 1e-5
+    assert "it does not run in float64: " in row.note
+    assert [axis.size for axis in model.axes.values()] == [16]
+
+
 def test_axes_that_fail_only_together_are_all_given_up(model: SortedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     def error_of(*args: Any) -> Callable[[Any], float]:
         return lambda names: float(len(list(names)) == 3)
