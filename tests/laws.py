@@ -167,7 +167,7 @@ class FindingLaws:
         assert elastic_share(converted.model, converted.original) >= converted.case.share
 
     def test_frozen_has_reasons(self, converted: Converted) -> None:
-        texts = [f"{frozen.where}: {frozen.why}" for frozen in converted.model.frozen]
+        texts = [f"{frozen.where}: {frozen.op}: {frozen.why}" for frozen in converted.model.frozen]
         assert all(frozen.where.strip() and frozen.why.strip() for frozen in converted.model.frozen)
         assert not any("\n" in text for text in texts)
         for word in converted.case.frozen:

@@ -339,7 +339,7 @@ def test_models_of_text(make: Any, labels: bool, told: str, tmp_path: Path) -> N
 
 
 def test_an_unexpected_error_is_one_line_with_its_name(walk: Walk, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(_: Path) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("division\nby zero")
 
     monkeypatch.setattr(sortify, "load", broken)
