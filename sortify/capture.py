@@ -147,11 +147,17 @@ def _ordered(module: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str,
         )
     order = list(inspect.signature(module.forward).parameters)
     notes = []
-    if CACHE in order[len(args) :] and CACHE not in kwargs:
+    if CACHE not in kwargs and (CACHE in order[len(args) :] or _passes_cache_on(module)):
         kwargs[CACHE] = False
         notes.append(f"{CACHE}=False was chosen: a cache in the output cannot be captured")
     place = {name: order.index(name) if name in order else len(order) for name in kwargs}
     return args, dict(sorted(kwargs.items(), key=lambda item: place[item[0]])), notes
+
+
+def _passes_cache_on(module: nn.Module) -> bool:
+    """Whether a call hands out a cache because its configuration says so, and can be told not to among its `**kwargs`."""
+    spread = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(module.forward).parameters.values())
+    return spread and getattr(getattr(module, "config", None), CACHE, None) is True
 
 
 def _two_samples(value: Any) -> Any:

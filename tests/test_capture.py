@@ -6,6 +6,7 @@ import copy
 import functools
 from collections import namedtuple
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -254,6 +255,31 @@ def test_use_cache_false_may_be_given_or_left_out() -> None:
     assert_close_outputs(model(input_ids=x), model(x, use_cache=False), 0.0)
     with pytest.raises(InputError, match=r"use_cache.*was False.*got True"):
         model(x, use_cache=True)
+
+
+class Unknown:
+    """An output that no tracer knows, as a cache is."""
+
+
+class HandsOutACache(nn.Module):
+    """Gives a cache away unless told not to, among other words, by a name that its signature does not show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(use_cache=True)
+        self.fc1, self.fc2 = nn.Linear(8, 16), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor, **more: Any) -> dict[str, Any]:
+        y = self.fc2(self.fc1(x).relu())
+        return {"y": y, "cache": Unknown()} if more.get("use_cache", self.config.use_cache) else {"y": y}
+
+
+def test_a_cache_that_the_signature_hides_is_declined() -> None:
+    original = HandsOutACache().eval()
+    model = sortify(original, (rows(2),)).eval()
+    assert any("use_cache=False was chosen" in frozen.why for frozen in model.frozen)
+    assert_close_outputs(model(rows(3)), original(rows(3), use_cache=False), 0.0)
+    assert_close_outputs(model(rows(3), use_cache=False), model(rows(3)), 0.0)
 
 
 WRONG_CALLS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any], str]] = {
