@@ -155,7 +155,7 @@ def _ordered(module: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str,
 
 
 def _passes_cache_on(module: nn.Module) -> bool:
-    """Whether a call hands out a cache because its configuration says so, and can be told not to among its `**kwargs`."""
+    """Whether a call hands out a cache because its configuration says so, and takes `**kwargs` that may decline it."""
     spread = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(module.forward).parameters.values())
     return spread and getattr(getattr(module, "config", None), CACHE, None) is True
 
