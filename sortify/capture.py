@@ -94,7 +94,8 @@ def capture(
         for place in wanted
         if specs is not None and specs[place[0]].shape[place[1]] is not None
     ]
-    notes += [*added, *moved, *fixed, *shared]
+    told = dict.fromkeys(note for program in programs.values() for note in program.notes)
+    notes += [*added, *moved, *fixed, *shared, *told]
     return Captured(programs, tensors, infos, aliases, signature.with_specs(specs or []), tuple(leaves), tuple(notes))
 
 

@@ -26,12 +26,14 @@ class Program:
     """One captured mode.
 
     The graph's placeholders are `device`, `dtype`, one per name in `tensors`, one per input tensor.
-    Its output is the flat list of output tensors; `outputs` rebuilds the nested value.
+    Its output is the flat list of output tensors; `outputs` rebuilds the nested value. `notes` tell what the graph
+    does in another way than the module.
     """
 
     graph: fx.Graph
     tensors: tuple[str, ...]
     outputs: Structure
+    notes: tuple[str, ...] = ()
 
 
 def device_type(device: torch.device) -> str:
@@ -63,6 +65,7 @@ class Lifter:
         self.graph = fx.Graph()
         self.constants: dict[str, torch.Tensor] = {}
         self.specs: list[LeafSpec] = []
+        self.notes: list[str] = []
         self.tensors: dict[str, fx.Node] = {}
         self.device = self.graph.placeholder(DEVICE)
         self.dtype = self.graph.placeholder(DTYPE)
@@ -82,7 +85,7 @@ class Lifter:
         _without_in_place(self.graph)
         self.graph.eliminate_dead_code()
         self.graph.lint()
-        return Program(self.graph, tuple(self.tensors), structure)
+        return Program(self.graph, tuple(self.tensors), structure, tuple(dict.fromkeys(self.notes)))
 
     def _tensor(self, node: fx.Node) -> fx.Node:
         name = self.names.get(str(node.target))
@@ -130,6 +133,8 @@ class Lifter:
             return args[0][args[1]]  # type: ignore[index]
         if node.target in LOOPS:
             return self._unrolled(node, args)
+        if node.target is _hop.cond:
+            return self._both_branches(node, args)
         if isinstance(node.target, torch._ops.HigherOrderOperator):
             raise CaptureError(
                 f"the model decides while it runs what to compute ({node.target}, at {_where(node)}): a graph cannot "
@@ -173,6 +178,19 @@ class Lifter:
     def _region(self, body: fx.GraphModule, inputs: list[Any]) -> Any:
         holes = [n for n in body.graph.nodes if n.op == "placeholder"]
         return self._inline(body, dict(zip(holes, inputs, strict=True)))
+
+    def _both_branches(self, node: fx.Node, args: tuple[Any, ...]) -> Any:
+        """A choice between two branches, which have no effects: both are written out and the result is picked."""
+        chosen, *branches, inputs = args
+        if isinstance(chosen, bool):
+            return self._region(branches[not chosen], list(inputs))
+        results = [list(self._region(branch, list(inputs))) for branch in branches]
+        if not isinstance(chosen, fx.Node) or not isinstance(chosen.meta.get("val"), torch.Tensor):
+            raise CaptureError(
+                f"torch.cond at {_where(node)} is decided by an open size: choose by a tensor, or fix the size"
+            )
+        self.notes.append(f"torch.cond at {_where(node)} runs both branches and picks the result")
+        return [self._op(node, torch.ops.aten.where.self, chosen, *pair) for pair in zip(*results, strict=True)]
 
     def _unrolled(self, node: fx.Node, args: tuple[Any, ...]) -> list[Any]:
         """A loop over the first dimension of tensors, written out step by step; results of the steps are stacked."""

@@ -65,6 +65,11 @@ class Chooses(Between):
         return torch.cond(x.sum() > 0, lambda y: self.inner(y), lambda y: y * 2, (x,))
 
 
+class ChoosesBySize(Between):
+    def middle(self, x: Tensor) -> Tensor:
+        return torch.cond(x.shape[0] > 4, lambda y: self.inner(y), lambda y: y * 2, (x,))
+
+
 class Repeats(Between):
     def middle(self, x: Tensor) -> Tensor:
         return while_loop(lambda i, y: i < 3, lambda i, y: (i + 1, y * 0.5), (torch.tensor(0), x))[1]
@@ -79,7 +84,7 @@ class Splits(Between):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", [Squeezes, Scans, Maps, Splits])
+@pytest.mark.parametrize("kind", [Squeezes, Scans, Maps, Chooses, Splits])
 def test_sub_networks_run_and_survive_saving(kind: type[Between], tmp_path: Path) -> None:
     torch.manual_seed(1)
     original, x = kind().eval(), example()
@@ -97,6 +102,19 @@ def test_sub_networks_run_and_survive_saving(kind: type[Between], tmp_path: Path
     assert_close_outputs(again(x), found, 1e-6)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_either_branch_of_a_choice_is_taken_and_told() -> None:
+    torch.manual_seed(1)
+    original, x = Chooses().eval(), example()
+    model = sortify(original, (x,))
+    signs = {bool(original.first(sign * x).sum() > 0) for sign in (1, -1)}
+    assert signs == {True, False}
+    for sign in (1, -1):
+        assert_close_outputs(model(sign * x), original(sign * x), 1e-5)
+    (note,) = (frozen for frozen in model.frozen if "runs both branches" in frozen.why)
+    assert "test_lifting.py" in note.why
+
+
 def test_a_squeeze_names_its_dimensions() -> None:
     """An axis that a sub-network cuts to one stays a dimension; only what had size 1 at capture goes."""
     graph = capture(Squeezes(), (example(),)).programs["eval"].graph
@@ -108,7 +126,7 @@ def test_a_squeeze_names_its_dimensions() -> None:
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
-        (Chooses, r"decides while it runs what to compute \(cond, at .*test_lifting.py:\d+\)"),
+        (ChoosesBySize, r"torch.cond at .*test_lifting.py:\d+ is decided by an open size"),
         (Repeats, r"decides while it runs what to compute \(while_loop, at .*test_lifting.py:\d+\)"),
         (MapsOverSamples, r"loops over s\d+ steps \(map_impl, at .*test_lifting.py:\d+\)"),
     ],
