@@ -148,15 +148,20 @@ def perturbed(tensors: Tensors, statistics: Sequence[str] = ()) -> Tensors:
     noise = torch.rand(NOISE, generator=torch.Generator().manual_seed(0))
 
     def change(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        value = tensor.detach().clone(memory_format=torch.contiguous_format)
-        if value.is_floating_point() and (name in statistics or isinstance(tensor, nn.Parameter)):
-            flat, own = value.view(-1), noise.roll(zlib.crc32(name.encode())).to(value.device)
-            low = 0.0 if name in statistics else -0.025  # a variance stays above zero
-            whole = flat[: flat.numel() // NOISE * NOISE].view(-1, NOISE)
-            for part in (whole, flat[whole.numel() :]):
-                mine = own[: part.shape[-1]].to(value.dtype)
-                part.mul_(1 + 0.1 * mine).add_(0.05 * mine + low)
-        return value
+        value = tensor.detach()
+        if not value.is_floating_point() or not (name in statistics or isinstance(tensor, nn.Parameter)):
+            return value.clone(memory_format=torch.contiguous_format)
+        value, changed = value.reshape(-1), torch.empty_like(value, memory_format=torch.contiguous_format)
+        own = noise.roll(zlib.crc32(name.encode())).to(value.device, value.dtype)
+        low = 0.0 if name in statistics else -0.025  # a variance stays above zero
+        rest = value.numel() % NOISE
+        at = value.numel() - rest
+        old, new = value, changed.view(-1)
+        for part, mine in ((slice(0, at), own), (slice(at, None), own[:rest])):  # in one pass: weights may be large
+            if old[part].numel():
+                pair = (old[part].view(-1, len(mine)), new[part].view(-1, len(mine)))
+                torch.addcmul(0.05 * mine + low, pair[0], 1 + 0.1 * mine, out=pair[1])
+        return changed
 
     return Lazily(tensors, change)
 
