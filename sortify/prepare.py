@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import logging
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
@@ -17,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
@@ -32,12 +32,18 @@ class Example:
     kwargs: dict[str, Any]
 
 
-WRAPPERS: tuple[tuple[type[nn.Module], str], ...] = (
-    (torch._dynamo.OptimizedModule, "_orig_mod"),
-    (nn.DataParallel, "module"),
-    (nn.parallel.DistributedDataParallel, "module"),
+WRAPPERS: tuple[tuple[str, str, str], ...] = (
+    ("torch._dynamo.eval_frame", "OptimizedModule", "_orig_mod"),
+    ("torch.nn.parallel.data_parallel", "DataParallel", "module"),
+    ("torch.nn.parallel.distributed", "DistributedDataParallel", "module"),
 )
-"""Modules of torch that only run another one, and the attribute that holds it."""
+"""Modules of torch that only run another one: where the class is, its name, and the attribute that holds the module."""
+
+
+def _is_a(value: Any, place: str, name: str) -> bool:
+    """Whether a value is of a class that takes long to import: before it is imported there is no such value."""
+    kind = getattr(sys.modules.get(place), name, None)
+    return kind is not None and isinstance(value, kind)
 
 
 def unwrap(module: nn.Module) -> tuple[nn.Module, list[str]]:
@@ -50,7 +56,7 @@ def unwrap(module: nn.Module) -> tuple[nn.Module, list[str]]:
 
 
 def _inside(module: Any) -> nn.Module | None:
-    return next((getattr(module, attribute) for kind, attribute in WRAPPERS if isinstance(module, kind)), None)
+    return next((getattr(module, inner) for place, name, inner in WRAPPERS if _is_a(module, place, name)), None)
 
 
 def check_module(module: Any) -> list[str]:
@@ -68,7 +74,7 @@ def check_module(module: Any) -> list[str]:
     for name, parameter in module.named_parameters():
         if is_lazy(parameter):
             raise CaptureError(f"parameter {name} has no size yet: run the model once on an input, then convert it")
-        if isinstance(parameter, DTensor):
+        if _is_a(parameter, "torch.distributed.tensor", "DTensor"):
             raise CaptureError(f"parameter {name} is sharded over several processes: convert before sharding")
         devices.setdefault(str(parameter.device), name)
     if len(devices) > 1:
