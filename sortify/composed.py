@@ -17,6 +17,7 @@ from torch import nn
 
 from sortify import calibration, parts_store, proof
 from sortify.blueprint import Blueprint
+from sortify.cost import Cost
 from sortify.difference import difference
 from sortify.errors import BudgetError, CaptureError, CheckpointError, InputError, SortifyError
 from sortify.exporting import first_line, run_untouched
@@ -151,9 +152,9 @@ class ComposedModel(SortedModel):
         named = [] if whole is None else [*whole.named_parameters(), *whole.named_buffers()]
         return {name: tensor for name, tensor in named if not name.startswith(inside)}
 
-    def cost(self, subnet: Subnet | None = None) -> Any:
+    def cost(self, subnet: Subnet | None = None, **sizes: int) -> Cost:
         """The cost of all parts in one call, each at the sizes of its first call; parameters count the rest too."""
-        return self._space._costs((subnet or self._active).values)
+        return super().cost(subnet, **sizes)
 
     def print_graph(self, mode: str = "eval") -> str:
         """The rewritten graph of every part."""

@@ -21,7 +21,7 @@ from sortify.axes.control import Control
 from sortify.axes.rules import RULES
 from sortify.blueprint import Blueprint
 from sortify.capture import Captured, as_example, capture, examples_to_prove
-from sortify.cost import make_cost_model
+from sortify.counting import make_cost_model
 from sortify.depth import Chain, find_chains
 from sortify.dims import Named
 from sortify.errors import AxesError, CaptureError, ProofError

@@ -1,4 +1,4 @@
-"""Exact cost of any sub-network: sums of products of dimension sizes.
+"""Exact cost of any sub-network, and of many at once: sums of products of dimension sizes.
 
 Every op that contracts costs two FLOPs per multiply-add, as `torch.utils.flop_counter.FlopCounterMode` counts them.
 """
@@ -6,26 +6,25 @@ Every op that contracts costs two FLOPs per multiply-add, as `torch.utils.flop_c
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any
 
-import torch
-from torch import fx
+import numpy as np
+from numpy.typing import NDArray
 
-from sortify.axes.algebra import Atom, ConcatExpr, Expr, ProductExpr, Size, resolve
-from sortify.axes.analysis import Analysis
-from sortify.axes.rules.table import size_of_dimension
-from sortify.capture import Captured
-from sortify.dims import Dim, Fixed, Named, active, axes_of, concat, parse_shape, product, shape_text
-from sortify.flops import flops_of
-from sortify.plan import Plan
+from sortify.cost_table import CostTable, bound
+from sortify.dims import Concat, Dim, Fixed, Named, Product, active, concat, parse_shape, product, shape_text
+from sortify.open_sizes import Opens, chosen_by_caller, opens_from_json, opens_to_json, sizes_at
+from sortify.presence import ALWAYS, Needs
+
+METRICS = ("params", "flops", "activation_bytes")
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one call costs at the sizes of the example inputs.
+    """What one call costs.
 
     Attributes:
         params: parameters that the sub-network holds.
@@ -38,17 +37,42 @@ class Cost:
     activation_bytes: int
 
 
+@dataclass(frozen=True, eq=False)
+class Costs:
+    """What many sub-networks cost: one array per metric, one entry per sub-network.
+
+    The arrays hold int64; Python integers (dtype object) where a cost could reach 2**63.
+    """
+
+    params: NDArray[Any]
+    flops: NDArray[Any]
+    activation_bytes: NDArray[Any]
+
+    def __len__(self) -> int:
+        return len(self.params)
+
+    def __getitem__(self, index: int) -> Cost:
+        return Cost(int(self.params[index]), int(self.flops[index]), int(self.activation_bytes[index]))
+
+    def __iter__(self) -> Iterator[Cost]:
+        return (self[index] for index in range(len(self)))
+
+
 @dataclass(frozen=True)
 class Term:
-    """`weight` times the sizes of `dims`, counted for the metric when one of the `owners` is kept.
+    """`weight` times the sizes of `dims`, counted for the metric where `needs` are met.
 
-    An owner is (chain index, block number); no owners means always.
+    Attributes:
+        metric: params, flops or activation_bytes.
+        weight: whole number.
+        dims: sizes to multiply: of axes, and open sizes by their names.
+        needs: alternatives; each names blocks that must all be kept, as (chain index, block number).
     """
 
     metric: str
     weight: int
     dims: tuple[Dim, ...]
-    owners: tuple[tuple[int, int], ...] = ()
+    needs: Needs = ALWAYS
 
 
 class CostModel:
@@ -57,131 +81,100 @@ class CostModel:
     Args:
         terms: the sum, term by term.
         axes: axis names, in the order in which sizes come.
+        opens: sizes that a call decides.
     """
 
-    def __init__(self, terms: Sequence[Term], axes: Sequence[str]) -> None:
+    def __init__(self, terms: Sequence[Term], axes: Sequence[str], opens: Opens = ()) -> None:
         self.terms = tuple(terms)
+        self.opens = opens
         self._axes = tuple(axes)
         self._cost = lru_cache(maxsize=65536)(self._count)
+        self._sizes_at = lru_cache(maxsize=256)(lambda given: sizes_at(opens, dict(given)))
+        self._compiled = lru_cache(maxsize=16)(self._compile)
 
-    def __call__(self, values: tuple[int, ...]) -> Cost:
-        """The cost of the sub-network with these sizes and depths (`Subnet.values`)."""
-        return self._cost(values)
+    @property
+    def open_sizes(self) -> dict[str, int]:
+        """The sizes that a call decides, as they are at the example inputs."""
+        return chosen_by_caller(self.opens)
 
-    def _count(self, values: tuple[int, ...]) -> Cost:
-        sizes = dict(zip(self._axes, values, strict=False))
+    def __call__(self, values: tuple[int, ...], **sizes: int) -> Cost:
+        """The cost of the sub-network with these sizes and depths (`Subnet.values`).
+
+        Args:
+            values: sizes, then depths.
+            sizes: open sizes, such as `batch=8`; those that are not named are the example inputs'.
+
+        Raises:
+            InputError: a name is no open size, or the costs are not known at this one.
+        """
+        return self._cost(values, tuple(sorted(sizes.items())))
+
+    def table(self, values: NDArray[np.int64], **sizes: int) -> Costs:
+        """The costs of many sub-networks.
+
+        Args:
+            values: one row per sub-network: sizes, then depths; int64, shape (sub-networks, axes + chains).
+            sizes: as for a single one.
+        """
+        compiled, largest = self._compiled(values.shape[1], tuple(sorted(sizes.items())))
+        return Costs(*compiled(values, largest))
+
+    def at_examples(self) -> tuple[Term, ...]:
+        """The terms with every open size as it is at the example inputs."""
+        sizes = self._sizes_at(())
+        return tuple(replace(term, dims=tuple(_closed(dim, sizes) for dim in term.dims)) for term in self.terms)
+
+    def _compile(self, inputs: int, given: tuple[tuple[str, int], ...]) -> tuple[CostTable, int]:
+        sizes = self._sizes_at(given)
+        columns = {axis: place for place, axis in enumerate(self._axes)}
+        terms = [(METRICS.index(t.metric), t.weight, t.dims, t.needs) for t in self.terms]
+        totals = [sum(bound(dims, weight, sizes) for row, weight, dims, _ in terms if row == own) for own in range(3)]
+        return CostTable(terms, len(METRICS), inputs, columns, sizes), max(totals)
+
+    def _count(self, values: tuple[int, ...], given: tuple[tuple[str, int], ...]) -> Cost:
+        sizes = {**self._sizes_at(given), **dict(zip(self._axes, values, strict=False))}
         depths = values[len(self._axes) :]
-        totals = {"params": 0, "flops": 0, "activation_bytes": 0}
+        totals = dict.fromkeys(METRICS, 0)
         known: dict[tuple[Dim, ...], int] = {}
         for term in self.terms:
-            if term.owners and not any(depths[chain] > number for chain, number in term.owners):
+            if not _met(term.needs, depths):
                 continue
             if term.dims not in known:
                 known[term.dims] = math.prod(active(dim, sizes) for dim in term.dims)
             totals[term.metric] += term.weight * known[term.dims]
         return Cost(**totals)
 
-    def to_json(self) -> list[Any]:
-        return [[t.metric, t.weight, shape_text(t.dims), [list(o) for o in t.owners]] for t in self.terms]
+    def to_json(self) -> dict[str, Any]:
+        """The sum as JSON values."""
+        terms = [[t.metric, t.weight, shape_text(t.dims), [[list(b) for b in n] for n in t.needs]] for t in self.terms]
+        return {"terms": terms, "open": opens_to_json(self.opens)}
 
     @classmethod
-    def from_json(cls, data: Sequence[Any], axes: Sequence[str]) -> CostModel:
-        terms = [Term(m, int(w), parse_shape(d), tuple((int(c), int(n)) for c, n in o)) for m, w, d, o in data]
-        return cls(terms, axes)
+    def from_json(cls, data: Mapping[str, Any], axes: Sequence[str]) -> CostModel:
+        """Read what `to_json` gave. Raises KeyError, TypeError or ValueError for anything else."""
+        terms = [
+            Term(METRICS[METRICS.index(metric)], int(weight), parse_shape(dims), _needs(needs))
+            for metric, weight, dims, needs in data["terms"]
+        ]
+        return cls(terms, axes, opens_from_json(data["open"]))
 
 
-def make_cost_model(captured: Captured, analysis: Analysis, plan: Plan, named: Mapping[Atom, Named]) -> CostModel:
-    """Count parameters over all tensors, FLOPs and activations over the eval graph.
-
-    Args:
-        captured: the model; analysis: its dimensions; plan: its axes and chains.
-        named: the atom of every axis.
-    """
-    sized = _Sizer(captured, named)
-    owners = {
-        name: (c, number)
-        for c, chain in enumerate(plan.chains)
-        for number, block in enumerate(chain.blocks)
-        for name in block.regions["eval"].nodes
-    }
-    terms = _parameter_terms(captured, plan, owners)
-    for node, dims in analysis.nodes["eval"].items():
-        own = (owners[node.name],) if node.name in owners else ()
-        for factors in flops_of(node, analysis.nodes["eval"]):
-            terms.append(Term("flops", 2, tuple(sized(f) for f in factors), own))
-        if isinstance(dims, tuple) and _makes_new(node):
-            size = node.meta["val"].element_size()
-            terms.append(Term("activation_bytes", size, tuple(sized(d) for d in dims), own))
-    return CostModel(_merged(terms), [axis.name for axis in plan.axes])
+def _needs(data: Sequence[Any]) -> Needs:
+    return tuple(tuple((int(chain), int(number)) for chain, number in blocks) for blocks in data)
 
 
-class _Sizer:
-    """Expressions as final dimensions, unknown sizes replaced by those of the example inputs."""
-
-    def __init__(self, captured: Captured, named: Mapping[Atom, Named]) -> None:
-        self._named = named
-        self._hints: dict[str, int] = {}
-        for node in captured.programs["eval"].graph.nodes:
-            value = node.meta.get("val")
-            for tensor in value if isinstance(value, (list, tuple)) else [value]:
-                if isinstance(tensor, torch.Tensor):
-                    self._note(tensor)
-
-    def _note(self, tensor: torch.Tensor) -> None:
-        for size in tensor.shape:
-            found = size_of_dimension(size)
-            if len(found.symbols) == 1 and found.count:
-                self._hints.setdefault(found.symbols[0], hint(size) // found.count)
-
-    def __call__(self, expr: Expr) -> Dim:
-        expr = resolve(expr)
-        match expr:
-            case Atom():
-                return self._named.get(expr) or Fixed(self._number(expr.size))
-            case ProductExpr(factors):
-                return product([self(f) for f in factors])
-            case ConcatExpr(segments):
-                return concat([self(s) for s in segments])
-
-    def _number(self, size: Size) -> int:
-        return size.count * math.prod(self._hints.get(symbol, 1) for symbol in size.symbols)
+def _met(needs: Needs, depths: Sequence[int]) -> bool:
+    return any(all(depths[chain] > number for chain, number in blocks) for blocks in needs)
 
 
-def hint(size: int | torch.SymInt) -> int:
-    """The size of a dimension at the example inputs; 1 where only the data decide it."""
-    known = size if isinstance(size, int) else cast("int | None", size.node.hint)
-    return 1 if known is None else int(known)
-
-
-def _parameter_terms(captured: Captured, plan: Plan, owners: Mapping[str, tuple[int, int]]) -> list[Term]:
-    """A parameter counts when any block that uses it is kept, and always when it is used elsewhere."""
-    users: dict[str, set[tuple[int, int] | None]] = {}
-    program = captured.programs["eval"]
-    holes = [node for node in program.graph.nodes if node.op == "placeholder"][2:]
-    for hole, name in zip(holes, program.tensors, strict=False):
-        users[name] = {owners.get(user.name) for user in hole.users}
-    terms = []
-    for name, info in captured.infos.items():
-        if info.kind == "parameter":
-            dims = plan.shapes.get(name) or tuple(map(Fixed, captured.tensors[name].shape))
-            own = users.get(name, {None})
-            kept = () if None in own else tuple(sorted(o for o in own if o is not None))
-            terms.append(Term("params", 1, dims, kept))
-    return terms
-
-
-def _merged(terms: Sequence[Term]) -> list[Term]:
-    """Fixed sizes become part of the weight, equal products are added up."""
-    sums: dict[tuple[str, tuple[Dim, ...], tuple[tuple[int, int], ...]], int] = {}
-    for term in terms:
-        elastic = tuple(sorted((d for d in term.dims if any(True for _ in axes_of(d))), key=str))
-        weight = term.weight * math.prod(active(d, {}) for d in term.dims if not any(True for _ in axes_of(d)))
-        key = term.metric, elastic, term.owners
-        sums[key] = sums.get(key, 0) + weight
-    return [Term(metric, weight, dims, owners) for (metric, dims, owners), weight in sums.items()]
-
-
-def _makes_new(node: fx.Node) -> bool:
-    """Whether an op returns new memory: neither a view of an input nor an input changed in place."""
-    schema = getattr(node.target, "_schema", None)
-    return node.op == "call_function" and schema is not None and all(r.alias_info is None for r in schema.returns)
+def _closed(dim: Dim, sizes: Mapping[str, int]) -> Dim:
+    """A dimension with known open sizes."""
+    match dim:
+        case Named(name, _) if name in sizes:
+            return Fixed(sizes[name])
+        case Product(factors):
+            return product([_closed(f, sizes) for f in factors])
+        case Concat(segments):
+            return concat([_closed(s, sizes) for s in segments])
+        case _:
+            return dim

@@ -89,10 +89,11 @@ def merge_costs(parts: Iterable[Part], plan: Plan, rest: int) -> CostModel:
     terms = [Term("params", rest, ())] if rest else []
     offset = 0
     for part in parts:
-        for term in part.model.blueprint.costs.terms:
+        for term in part.model.blueprint.costs.at_examples():
             weight = term.weight * (1 if term.metric == "params" else part.calls)
             dims = tuple(_renamed(d, part.path) for d in term.dims)
-            terms.append(Term(term.metric, weight, dims, tuple((chain + offset, n) for chain, n in term.owners)))
+            needs = tuple(tuple((chain + offset, n) for chain, n in blocks) for blocks in term.needs)
+            terms.append(Term(term.metric, weight, dims, needs))
         offset += len(part.model.plan.chains)
     return CostModel(terms, [axis.name for axis in plan.axes])
 

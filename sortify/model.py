@@ -12,7 +12,7 @@ import torch
 
 from sortify import calibration, checkpoint, extract, proof
 from sortify.blueprint import Blueprint
-from sortify.cost import Cost
+from sortify.cost import Cost, Costs
 from sortify.depth import Chain
 from sortify.errors import BudgetError
 from sortify.network import GraphModule
@@ -138,9 +138,26 @@ class SortedModel(GraphModule):
         """The example call: positional and named arguments."""
         return self.signature.call(self.example_tensors)
 
-    def cost(self, subnet: Subnet | None = None) -> Cost:
-        """The exact cost of a sub-network (the active one by default) at the example inputs' sizes."""
-        return self.blueprint.costs((subnet or self._active).values)
+    @property
+    def open_sizes(self) -> dict[str, int]:
+        """The sizes that a call decides (`batch`, `sequence`, `x_2` ...), as they are at the example inputs."""
+        return self.space.open_sizes
+
+    def cost(self, subnet: Subnet | None = None, **sizes: int) -> Cost:
+        """The exact cost of one call of a sub-network (the active one by default).
+
+        Args:
+            subnet: which sub-network.
+            sizes: open sizes, such as `batch=8, sequence=512`; those that are not named are the example inputs'.
+
+        Raises:
+            InputError: the model has no such open size, or its cost is no known function of it.
+        """
+        return self.space.cost(self._active if subnet is None else subnet, **sizes)
+
+    def costs(self, subnets: Sequence[Subnet], **sizes: int) -> Costs:
+        """The exact costs of many sub-networks at once, as arrays; see `cost`."""
+        return self.space.costs(subnets, **sizes)
 
     def print_graph(self, mode: str = "eval") -> str:
         """The rewritten graph as code: slice nodes, computed sizes, blocks."""

@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
-from sortify.cost import CostModel
+from sortify.cost import Cost, CostModel, Costs
 from sortify.errors import AxesError, BudgetError
 from sortify.plan import LEVELS, Plan, scaled
 
@@ -188,6 +189,21 @@ class Space:
                 f"{costs[least] / whole:.4f} ({costs[least]:,}) with {least}"
             )
         return max(within, key=lambda member: (costs[member], member.values))
+
+    @property
+    def open_sizes(self) -> dict[str, int]:
+        """The sizes that a call decides (`batch`, `sequence`, ...), as they are at the example inputs."""
+        return self._costs.open_sizes
+
+    def cost(self, subnet: Subnet, **sizes: int) -> Cost:
+        """The exact cost of one call of a sub-network; see `SortedModel.cost`."""
+        return self._costs(subnet.values, **sizes)
+
+    def costs(self, subnets: Sequence[Subnet], **sizes: int) -> Costs:
+        """The exact costs of many sub-networks at once."""
+        width = len(self._plan.axes) + len(self._plan.chains)
+        values = np.array([subnet.values for subnet in subnets], dtype=np.int64).reshape(len(subnets), width)
+        return self._costs.table(values, **sizes)
 
     def __contains__(self, subnet: object) -> bool:
         return (

@@ -10,7 +10,7 @@ from zoo import MODELS, Case
 from sortify.axes.analysis import analyse
 from sortify.blueprint import Blueprint
 from sortify.capture import Captured, capture
-from sortify.cost import make_cost_model
+from sortify.counting import make_cost_model
 from sortify.depth import find_chains
 from sortify.dims import Named
 from sortify.plan import make_plan

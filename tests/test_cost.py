@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +13,10 @@ from sorted_zoo import blueprint_of, found
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from sortify import load, sortify
 from sortify.cost import Cost, CostModel, Term
 from sortify.dims import parse
+from sortify.errors import InputError
 from sortify.extract import extract
 from sortify.space import Subnet
 
@@ -167,8 +171,8 @@ def test_the_counter_is_not_fooled_by_full_sizes() -> None:
 def test_terms_are_counted_while_an_owner_is_kept() -> None:
     terms = [
         Term("params", 2, (parse("a:4"), parse("(a:4 + 3)"))),
-        Term("flops", 5, (), ((0, 1),)),
-        Term("flops", 1, (), ((0, 0), (0, 2))),
+        Term("flops", 5, (), (((0, 1),),)),
+        Term("flops", 1, (), (((0, 0),), ((0, 2),))),
     ]
     model = CostModel(terms, ["a"])
     assert model((4, 3)) == Cost(params=2 * 4 * 7, flops=6, activation_bytes=0)
@@ -183,3 +187,101 @@ def test_costs_survive_json(name: str) -> None:
     assert again.terms == blueprint.costs.terms
     for subnet in random_subnets(name, 3):
         assert again(subnet.values) == blueprint.costs(subnet.values)
+
+
+# -- other batches and sequences ----------------------------------------------------------------------------------
+
+
+class Pyramid(nn.Module):
+    """Pictures of any size: a strided convolution halves them (rounding up), pooling halves them again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Conv2d(8, 12, 3, padding=1)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.max_pool2d(self.second(F.relu(self.first(x))), 2).mean((2, 3)))
+
+
+class Attention(nn.Module):
+    """Tokens of any number, whose cost grows with the square of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.qkv, self.out = nn.Embedding(11, 16), nn.Linear(16, 48), nn.Linear(16, 7)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embed(ids)
+        q, k, v = self.qkv(x).unflatten(-1, (3, 4, 4)).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v)
+        return self.out(x + y.transpose(1, 2).flatten(2))
+
+
+@dataclass(frozen=True)
+class Open:
+    """A model, its input's sizes by name (None: fixed), its further open dimensions, and other sizes to try."""
+
+    build: Callable[[], nn.Module]
+    sizes: tuple[tuple[str | None, int], ...]
+    others: tuple[dict[str, int], ...]
+    dynamic: Mapping[str, tuple[int, ...]]
+
+    def input(self, **sizes: int) -> Tensor:
+        shape = [sizes.get(name, size) if name else size for name, size in self.sizes]
+        return torch.rand(shape) if len(shape) > 2 else torch.randint(0, 11, shape)
+
+
+OPEN = {
+    "pyramid": Open(
+        Pyramid,
+        (("batch", 2), (None, 3), ("x_2", 16), ("x_3", 12)),
+        ({"batch": 7}, {"x_2": 9}, {"batch": 3, "x_2": 21, "x_3": 33}),
+        {"x": (2, 3)},
+    ),
+    "attention": Open(
+        Attention,
+        (("batch", 2), ("sequence", 6)),
+        ({"batch": 5}, {"sequence": 9}, {"batch": 8, "sequence": 13}),
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPEN)
+def test_costs_at_other_sizes_are_what_runs_there(name: str) -> None:
+    case = OPEN[name]
+    model = sortify(case.build().eval(), (case.input(),), dynamic=case.dynamic)
+    assert model.open_sizes == {each: size for each, size in case.sizes if each}
+    seen = set()
+    for subnet in (model.space.full, model.space.subnet(**dict.fromkeys(model.space.groups, 0.5))):
+        small = model.extract(subnet=subnet)
+        for sizes in ({}, *case.others):
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                small(case.input(**sizes))
+            found = model.cost(subnet, **sizes)
+            assert found.flops == counter.get_total_flops(), sizes
+            assert list(model.costs([subnet], **sizes)) == [found]
+            seen.add(found)
+    assert len(seen) == 2 * (1 + len(case.others))
+
+
+def test_activation_bytes_grow_with_the_batch() -> None:
+    model = sortify(OPEN["attention"].build(), (OPEN["attention"].input(),))
+    once, twice = model.cost(batch=4), model.cost(batch=8)
+    assert twice.activation_bytes == 2 * once.activation_bytes
+    assert twice.params == once.params
+
+
+def test_sizes_that_are_fixed_are_refused() -> None:
+    model = sortify(OPEN["pyramid"].build().eval(), (OPEN["pyramid"].input(),))
+    with pytest.raises(InputError, match=r"x_2=9: the model has no open size 'x_2'; it has batch \(2\)"):
+        model.cost(x_2=9)
+
+
+def test_open_sizes_survive_a_checkpoint(tmp_path: Path) -> None:
+    model = sortify(OPEN["pyramid"].build().eval(), (OPEN["pyramid"].input(),), dynamic=OPEN["pyramid"].dynamic)
+    model.save(tmp_path)
+    again = load(tmp_path)
+    assert again.open_sizes == model.open_sizes
+    assert again.cost(batch=3, x_2=21) == model.cost(batch=3, x_2=21) != model.cost()

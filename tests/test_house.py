@@ -41,7 +41,7 @@ ROOMS = [
     ["depth"],
     ["plan"],
     ["slicing", "rewrite"],
-    ["flops", "cost", "space"],
+    ["flops", "open_sizes", "presence", "cost_table", "cost", "counting", "space"],
     ["network", "blueprint"],
     ["extract"],
     ["proof"],

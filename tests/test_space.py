@@ -38,7 +38,7 @@ def make_space(*, heads: bool = True, depth: bool = True, trained: Trained | Non
     terms = [Term("params", 1, (parse("hidden:32"), parse("ffn:10"))), Term("flops", 7, (parse("hidden:32"),))]
     terms += [Term("flops", 100, (parse("heads:4"),))] if heads else []
     owners = [(c, i) for c, chain in enumerate(chains) for i in range(len(chain.blocks))]
-    terms += [Term("flops", 50, (parse("ffn:10"),), (owner,)) for owner in owners]
+    terms += [Term("flops", 50, (parse("ffn:10"),), ((owner,),)) for owner in owners]
     terms += [Term("activation_bytes", 4, (parse("hidden:32"),))]
     plan = Plan(tuple(axes), chains, (), {}, {"train": (), "eval": ()})
     return Space(plan, CostModel(terms, [axis.name for axis in axes]), trained)

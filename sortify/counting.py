@@ -1,0 +1,188 @@
+"""Counting: what a captured model costs, term by term, in the sizes of its axes and the sizes that a call decides."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import fx
+
+from sortify.axes.algebra import Atom, ConcatExpr, Expr, ProductExpr, Size, resolve
+from sortify.axes.analysis import Analysis
+from sortify.axes.rules.table import size_of_dimension
+from sortify.capture import Captured
+from sortify.cost import CostModel, Term
+from sortify.dims import Dim, Fixed, Named, active, axes_of, concat, product
+from sortify.flops import flops_of
+from sortify.open_sizes import Opens, OpenSize, follows, renamed
+from sortify.plan import Plan
+from sortify.presence import ALWAYS, NEVER, Needs, either, needs_of_nodes
+
+
+def make_cost_model(captured: Captured, analysis: Analysis, plan: Plan, named: Mapping[Atom, Named]) -> CostModel:
+    """Count parameters over all tensors, FLOPs and activations over the eval graph.
+
+    Args:
+        captured: the model; analysis: its dimensions; plan: its axes and chains.
+        named: the atom of every axis.
+    """
+    axes = [axis.name for axis in plan.axes]
+    found = _open_sizes(captured, {name.split(".")[0] for name in axes})
+    sized = _Sizer(found.by_symbol, named)
+    needs = {mode: needs_of_nodes(program, plan.chains, mode) for mode, program in captured.programs.items()}
+    terms = _parameter_terms(captured, plan, needs)
+    known = analysis.nodes["eval"]
+    for node, dims in known.items():
+        own = needs["eval"][node.name]
+        for factors in flops_of(node, known):
+            terms.append(Term("flops", 2, tuple(sized(f) for f in factors), own))
+        if isinstance(dims, tuple) and _makes_new(node):
+            size = node.meta["val"].element_size()
+            terms.append(Term("activation_bytes", size, tuple(sized(d) for d in dims), own))
+    return CostModel(_merged([term for term in terms if term.needs != NEVER]), axes, found.opens)
+
+
+# -- open sizes ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The open sizes of a graph, and by which of them a symbol of the tracer goes."""
+
+    opens: Opens
+    by_symbol: Mapping[str, OpenSize]
+
+
+def _open_sizes(captured: Captured, taken: set[str]) -> _Found:
+    """Symbols that are dimensions of an input get readable names; others follow from these by a rule."""
+    chosen: dict[str, OpenSize] = {}
+    rules: dict[str, str] = {}
+    hints: dict[str, int] = {}
+    for name, size in _input_sizes(captured):
+        found = size_of_dimension(size)
+        if len(found.symbols) == 1 and found.symbols[0].isidentifier() and found.symbols[0] not in rules:
+            symbol = found.symbols[0]
+            own = _unused(name, {*taken, *chosen})
+            chosen[own] = OpenSize(own, hint(size))
+            rules[symbol] = own if found.count == 1 else f"{own} / {found.count}"
+    for size in _all_sizes(captured):
+        for symbol in size_of_dimension(size).symbols:
+            hints.setdefault(symbol, _hint_of(symbol, size))
+    names = {symbol: f"({rule})" if "/" in rule else rule for symbol, rule in rules.items()}
+    by_symbol, opens = {}, [*chosen.values()]
+    values = {each.name: each.size for each in opens}
+    for symbol, known in hints.items():
+        rule = renamed(symbol, names)
+        if rule in chosen:
+            by_symbol[symbol] = chosen[rule]
+            continue
+        rule = rule if follows(rule, values, known) else f"unknown: {rule}"
+        by_symbol[symbol] = OpenSize(_unused(f"size_{len(opens)}", {*taken, *values}), known, rule)
+        opens.append(by_symbol[symbol])
+    return _Found(tuple(opens), by_symbol)
+
+
+def _input_sizes(captured: Captured) -> Iterator[tuple[str, int | torch.SymInt]]:
+    """Every dimension of every input: a name for people, and its size."""
+    program = captured.programs["eval"]
+    holes = [node for node in program.graph.nodes if node.op == "placeholder"][2 + len(program.tensors) :]
+    for hole, name in zip(holes, captured.signature.tensor_names, strict=True):
+        value = hole.meta["val"]
+        for place, size in enumerate(value.shape):
+            sequence = place == 1 and value.dim() == 2 and not value.is_floating_point()
+            plain = re.sub(r"\W", "_", f"{name}_{place}")
+            yield "batch" if place == 0 else "sequence" if sequence else plain, size
+
+
+def _unused(name: str, taken: set[str]) -> str:
+    own, number = name, 2
+    while own in taken:
+        own, number = f"{name}_{number}", number + 1
+    return own
+
+
+def _all_sizes(captured: Captured) -> Iterator[int | torch.SymInt]:
+    for node in captured.programs["eval"].graph.nodes:
+        value = node.meta.get("val")
+        for tensor in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(tensor, torch.Tensor):
+                yield from tensor.shape
+
+
+def _hint_of(symbol: str, size: int | torch.SymInt) -> int:
+    """The size of one symbol in a dimension, at the example inputs."""
+    found = size_of_dimension(size)
+    if len(found.symbols) == 1:
+        return hint(size) // max(1, found.count)
+    expression = cast(Any, size).node.expr
+    own = next(each for each in expression.free_symbols if str(each) == symbol)
+    known = cast(Any, size).node.shape_env.size_hint(own, allow_none=True)
+    return 1 if known is None else int(known)
+
+
+def hint(size: int | torch.SymInt) -> int:
+    """The size of a dimension at the example inputs; 1 where only the data decide it."""
+    known = size if isinstance(size, int) else cast("int | None", size.node.hint)
+    return 1 if known is None else int(known)
+
+
+class _Sizer:
+    """Expressions as final dimensions; symbols become open sizes."""
+
+    def __init__(self, opens: Mapping[str, OpenSize], named: Mapping[Atom, Named]) -> None:
+        self._named, self._opens = named, opens
+
+    def __call__(self, expr: Expr) -> Dim:
+        expr = resolve(expr)
+        match expr:
+            case Atom():
+                return self._named.get(expr) or self._sized(expr.size)
+            case ProductExpr(factors):
+                return product([self(f) for f in factors])
+            case ConcatExpr(segments):
+                return concat([self(s) for s in segments])
+
+    def _sized(self, size: Size) -> Dim:
+        opens = [self._opens[symbol] for symbol in size.symbols if symbol in self._opens]
+        return product([Fixed(size.count), *(Named(each.name, each.size) for each in opens)])
+
+
+# -- terms --------------------------------------------------------------------------------------------------------
+
+
+def _parameter_terms(captured: Captured, plan: Plan, needs: Mapping[str, Mapping[str, Needs]]) -> list[Term]:
+    """A parameter counts where an op of either mode that is run reads it, and always where none does in any case."""
+    readers: dict[str, list[Needs]] = {}
+    for mode, program in captured.programs.items():
+        holes = [node for node in program.graph.nodes if node.op == "placeholder"][2:]
+        for hole, name in zip(holes, program.tensors, strict=False):
+            if hole.users:
+                readers.setdefault(name, []).append(needs[mode][hole.name])
+    terms = []
+    for name, info in captured.infos.items():
+        if info.kind == "parameter":
+            dims = plan.shapes.get(name) or tuple(map(Fixed, captured.tensors[name].shape))
+            terms.append(Term("params", 1, dims, either(readers[name]) if name in readers else ALWAYS))
+    return terms
+
+
+def _merged(terms: Sequence[Term]) -> list[Term]:
+    """Fixed sizes become part of the weight, equal products are added up."""
+    sums: dict[tuple[str, tuple[Dim, ...], Needs], int] = {}
+    for term in terms:
+        elastic = tuple(sorted((d for d in term.dims if any(True for _ in axes_of(d))), key=str))
+        weight = term.weight
+        for dim in term.dims:
+            weight *= active(dim, {}) if not any(True for _ in axes_of(dim)) else 1
+        key = term.metric, elastic, term.needs
+        sums[key] = sums.get(key, 0) + weight
+    return [Term(metric, weight, dims, needs) for (metric, dims, needs), weight in sums.items()]
+
+
+def _makes_new(node: fx.Node) -> bool:
+    """Whether an op returns new memory: neither a view of an input nor an input changed in place."""
+    schema = getattr(node.target, "_schema", None)
+    return node.op == "call_function" and schema is not None and all(r.alias_info is None for r in schema.returns)

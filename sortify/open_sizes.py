@@ -1,0 +1,163 @@
+"""Sizes that a call decides: the batch, a sequence length, the height of a picture, and what follows from them.
+
+Costs are kept as polynomials in these sizes. A size that is no polynomial of the others (`(sequence//2) + 1`) is kept
+as its rule, and computed by that rule; a rule that is not understood is refused, never guessed.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sortify.errors import InputError
+
+
+@dataclass(frozen=True)
+class OpenSize:
+    """One size that the captured graph leaves open.
+
+    Attributes:
+        name: such as `batch` or `sequence`, or `x_2` for dimension 2 of the input `x`.
+        size: what it is at the example inputs.
+        rule: how it follows from the others, such as `(sequence//2) + 1`; empty for one that the caller chooses.
+    """
+
+    name: str
+    size: int
+    rule: str = ""
+
+
+Opens = tuple[OpenSize, ...]
+
+
+def chosen_by_caller(opens: Opens) -> dict[str, int]:
+    """The open sizes that a call decides, as they are at the example inputs."""
+    return {each.name: each.size for each in opens if not each.rule}
+
+
+def sizes_at(opens: Opens, given: Mapping[str, int]) -> dict[str, int]:
+    """Every open size, where those in `given` have the given value and the others that of the example inputs.
+
+    Raises:
+        InputError: a name is no open size, a value is no positive integer, or a rule cannot be computed.
+    """
+    known = chosen_by_caller(opens)
+    for name, value in given.items():
+        if name not in known:
+            told = ", ".join(f"{each} ({size})" for each, size in known.items()) or "none: all sizes are fixed"
+            raise InputError(f"{name}={value}: the model has no open size {name!r}; it has {told}")
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"{name}={value!r}: expected a size, a whole number from 1")
+    values = known | dict(given)
+    for each in opens:
+        if each.rule:
+            values[each.name] = each.size if values == known else _followed(each, values)
+            known[each.name] = each.size
+    return values
+
+
+def _followed(size: OpenSize, values: Mapping[str, int]) -> int:
+    try:
+        return value_of(size.rule, values)
+    except (ValueError, ArithmeticError) as error:
+        raise InputError(
+            f"a size of this model, {size.rule}, cannot be computed at these sizes ({error}): "
+            f"its costs are known at the sizes of the example inputs only"
+        ) from None
+
+
+def follows(rule: str, values: Mapping[str, int], size: int) -> bool:
+    """Whether a rule is understood and gives `size` at these values."""
+    try:
+        return value_of(rule, values) == size
+    except (ValueError, ArithmeticError):
+        return False
+
+
+def renamed(rule: str, names: Mapping[str, str]) -> str:
+    """A rule with other names in it."""
+    return re.sub(r"[A-Za-z_]\w*", lambda found: names.get(found[0], found[0]), rule)
+
+
+def value_of(rule: str, values: Mapping[str, int]) -> int:
+    """Compute a rule.
+
+    Raises:
+        ValueError: it is not understood, or gives no whole number.
+        ArithmeticError: it divides by zero.
+    """
+    try:
+        found = _value(ast.parse(rule, mode="eval").body, values)
+    except SyntaxError:
+        raise ValueError("the rule is not understood") from None
+    if found != int(found):
+        raise ValueError(f"{found} is no whole number")
+    return int(found)
+
+
+def _divided(a: Any, b: Any) -> Any:
+    """Exact where it can be."""
+    return a // b if isinstance(a, int) and isinstance(b, int) and b and a % b == 0 else a / b
+
+
+_OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Div: _divided,
+    ast.USub: operator.neg,
+    ast.UAdd: operator.pos,
+}
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "Max": max,
+    "Min": min,
+    "Mod": operator.mod,
+    "PythonMod": operator.mod,
+    "FloorDiv": operator.floordiv,
+    "CleanDiv": operator.floordiv,
+    "CeilDiv": lambda a, b: -(-a // b),
+    "IntTrueDiv": operator.truediv,
+    "FloatTrueDiv": operator.truediv,
+    "ToFloat": float,
+    "FloorToInt": math.floor,
+    "TruncToInt": math.trunc,
+    "CeilToInt": math.ceil,
+    "floor": math.floor,
+    "ceiling": math.ceil,
+}
+"""How torch writes the sizes of a traced graph."""
+LARGEST_POWER = 8
+
+
+def _value(tree: ast.AST, values: Mapping[str, int]) -> Any:
+    match tree:
+        case ast.Constant(value=value) if type(value) in (int, float):
+            return value
+        case ast.Name(id=name) if name in values:
+            return values[name]
+        case ast.BinOp(left=left, op=ast.Pow(), right=ast.Constant(value=int(power))) if 0 <= power <= LARGEST_POWER:
+            return _value(left, values) ** power
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
+            return _OPERATORS[type(op)](_value(left, values), _value(right, values))
+        case ast.UnaryOp(op=op, operand=operand) if type(op) in _OPERATORS:
+            return _OPERATORS[type(op)](_value(operand, values))
+        case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in _FUNCTIONS:
+            return _FUNCTIONS[name](*[_value(each, values) for each in arguments])
+    raise ValueError("the rule is not understood")
+
+
+def opens_from_json(data: Sequence[Any]) -> Opens:
+    """Read what `opens_to_json` gave."""
+    return tuple(OpenSize(str(name), int(size), str(rule)) for name, size, rule in data)
+
+
+def opens_to_json(opens: Opens) -> list[list[Any]]:
+    """Open sizes as JSON values."""
+    return [[each.name, each.size, each.rule] for each in opens]
