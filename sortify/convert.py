@@ -98,7 +98,7 @@ def _sort(
 ) -> SortedModel:
     """From the captured graphs to the sorted model."""
     enter("analysis")
-    analysis = analyse(captured, RULES, control.opaque)
+    analysis = analyse(captured, RULES, control.opaque, control.free)
     chains, more = find_chains(captured, analysis)
     found = _Found(captured, analysis, chains, [*notes, *captured.notes, *more], control, source)
     enter("proof")

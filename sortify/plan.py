@@ -6,12 +6,12 @@ Analysis makes it, rewriting only applies it, and it is saved as JSON with every
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sortify.axes import algebra
 from sortify.axes.algebra import Atom, ConcatExpr, Expr, ProductExpr, resolve
-from sortify.axes.analysis import Analysis
+from sortify.axes.analysis import Analysis, outputs_of
 from sortify.axes.control import Control, check_used, matching
 from sortify.axes.names import FOUND, GROUPS, choose
 from sortify.axes.reasons import Place, Reason, remedy
@@ -19,6 +19,7 @@ from sortify.axes.rules.table import Literal
 from sortify.capture import Captured
 from sortify.depth import Block, Chain, Region
 from sortify.dims import Dim, Fixed, Named, axes_of, concat, parse, parse_shape, product, shape_text
+from sortify.lifting import Program
 
 LEVELS = (0.25, 0.5, 0.75, 1.0)
 
@@ -90,6 +91,7 @@ class Plan:
         frozen: what is not elastic, and why.
         shapes: tensor name -> its dimensions, for tensors that carry an axis.
         literals: by mode, the size arguments to compute.
+        outputs: by mode, the dimensions of the outputs that carry an axis; the caller freed those.
     """
 
     axes: tuple[Axis, ...]
@@ -97,6 +99,7 @@ class Plan:
     frozen: tuple[Frozen, ...]
     shapes: Mapping[str, tuple[Dim, ...]]
     literals: Mapping[str, tuple[SizeLiteral, ...]]
+    outputs: Mapping[str, Mapping[str, tuple[Dim, ...]]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -110,6 +113,9 @@ class Plan:
             "literals": {
                 mode: [[x.node, x.argument, x.index, str(x.dim)] for x in literals]
                 for mode, literals in self.literals.items()
+            },
+            "outputs": {
+                mode: {name: shape_text(dims) for name, dims in found.items()} for mode, found in self.outputs.items()
             },
         }
 
@@ -129,6 +135,10 @@ class Plan:
             literals={
                 mode: tuple(SizeLiteral(node, argument, index, parse(dim)) for node, argument, index, dim in literals)
                 for mode, literals in data["literals"].items()
+            },
+            outputs={
+                mode: {name: parse_shape(text) for name, text in found.items()}
+                for mode, found in data.get("outputs", {}).items()
             },
         )
 
@@ -176,8 +186,18 @@ def make_plan(
         frozen=(*_frozen(captured, analysis, named, left), *(Frozen("capture", note) for note in notes)),
         shapes={name: dims for name, dims in shapes.items() if any(_axes(dims))},
         literals={mode: tuple(_literals(items, named)) for mode, items in analysis.literals.items()},
+        outputs={mode: _elastic_outputs(program, analysis, mode, named) for mode, program in captured.programs.items()},
     )
     return plan, {choice.name: choice.atom for choice in choices}
+
+
+def _elastic_outputs(
+    program: Program, analysis: Analysis, mode: str, named: Mapping[Atom, Named]
+) -> dict[str, tuple[Dim, ...]]:
+    """The dimensions of the outputs that carry an axis."""
+    known = {name: analysis.nodes[mode].get(leaf) for name, leaf in outputs_of(program)}
+    shapes = {n: tuple(to_dim(d, named) for d in dims) for n, dims in known.items() if isinstance(dims, tuple)}
+    return {name: dims for name, dims in shapes.items() if any(_axes(dims))}
 
 
 def _wanted(chains: Sequence[Chain], control: Control) -> list[Chain]:

@@ -20,6 +20,7 @@ from torch import fx, nn
 from sortify.axes.rules.table import position_of
 from sortify.blueprint import Blueprint
 from sortify.difference import difference
+from sortify.dims import Dim
 from sortify.errors import CaptureError
 from sortify.extract import cut, pick, shrink
 from sortify.interpreter import run_side_by_side
@@ -27,6 +28,7 @@ from sortify.lifting import Program
 from sortify.network import argument, running_statistics, used_tensors
 from sortify.prepare import mode_of
 from sortify.space import Subnet
+from sortify.structure import flatten
 
 Tensors = Mapping[str, torch.Tensor]
 SINGLE, DOUBLE = 1e-5, 1e-10
@@ -231,9 +233,19 @@ def permutation_error(
             tensor = tensors[name]
             return widened(tensor), widened(pick(tensor, shapes.get(name, ()), orders))
 
-        return difference(*_run(lambda: run_side_by_side(program, lookup, inputs)))
+        straight, shuffled = _run(lambda: run_side_by_side(program, lookup, inputs))
+        return difference(_reordered(straight, blueprint.plan.outputs.get(mode, {}), orders), shuffled)
 
     return error
+
+
+def _reordered(value: Any, shapes: Mapping[str, Sequence[Dim]], orders: Mapping[str, list[int]]) -> Any:
+    """Outputs that carry an axis, because the caller freed them, come in its order."""
+    if not shapes:
+        return value
+    leaves, structure = flatten(value)
+    named = zip(structure.names(), leaves, strict=True)
+    return structure.build([pick(leaf, shapes[name], orders) if name in shapes else leaf for name, leaf in named])
 
 
 def failing_axes(blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.Tensor]) -> list[str]:

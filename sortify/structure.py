@@ -12,6 +12,7 @@ import dataclasses
 import importlib
 import keyword
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,7 @@ from sortify.errors import CheckpointError, InputError
 Scalar = None | bool | int | float | str
 _TRUSTED = ("torch", "torchvision", "timm", "transformers")
 _DEEPEST = 100
+LONE = "output"  # the name of an output that is no part of anything
 _KINDS = ("leaf", "none", "list", "tuple", "dict", "ordered", "namedtuple", "object")
 
 
@@ -122,6 +124,11 @@ class Structure:
         if self.kind == "leaf":
             return [name]
         return [p for i, child in enumerate(self.children) for p in child.paths(name + self.step(i))]
+
+    def names(self) -> list[str]:
+        """The paths with dots alone, as patterns like them: `logits`, `hidden_states.0`; `output` for a lone leaf."""
+        plain = [re.sub(r"[\[\]'\"]+", ".", path).strip(".").replace("..", ".") for path in self.paths()]
+        return [name or LONE for name in plain]
 
     def build(self, leaves: Sequence[Any]) -> Any:
         """The value whose leaves are `leaves` (one per leaf, in order). Raises InputError for another number."""

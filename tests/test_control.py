@@ -205,6 +205,35 @@ def test_registration_is_checked() -> None:
     assert before is not same
 
 
+class Shows(Net):
+    """The network, and the stream inside it."""
+
+    def forward(self, x: torch.Tensor) -> dict[str, Any]:  # type: ignore[override]
+        stream = self.layers[0](self.inside(x))
+        return {"scores": self.head(stream), "inner": [stream, stream.mean(1)]}
+
+
+def test_outputs_may_be_freed_by_name(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    original = Shows().eval()
+    kept = sortify(original, ROW)
+    assert "hidden" not in {axis.kind for axis in kept.axes.values()}
+    assert "it is a dimension of the output 'inner.0'" in {frozen.why for frozen in kept.frozen}
+    model = sortify(original, ROW, free=["inner.*"]).eval()
+    assert "hidden" in {axis.kind for axis in model.axes.values()}
+    assert model.report is not None
+    assert model.report.passed
+    with model.using(width=0.5):
+        half = model(*ROW)
+    assert [t.shape[-1] for t in (half["scores"], *half["inner"])] == [5, 4, 4]
+    assert_close_outputs(model(*ROW), original(*ROW), 1e-6)
+    runs_everywhere(model)
+    model.save(tmp_path / "m")
+    assert load(tmp_path / "m").verify().passed
+    with pytest.raises(AxesError, match=r"free='outer' matches nothing"):
+        sortify(original, ROW, free="outer")
+
+
 # -- reasons ----------------------------------------------------------------------------------------------------------
 
 

@@ -12,11 +12,12 @@ from torch import fx
 
 from sortify.axes import algebra
 from sortify.axes.algebra import fixed_atom, open_atom
-from sortify.axes.control import check_used, inside, paths_to
+from sortify.axes.control import check_used, inside, matching, paths_to
 from sortify.axes.reasons import Place
 from sortify.axes.rules.table import RULES, Call, Dims, Literal, Result, sizes_of
 from sortify.capture import Captured
 from sortify.lifting import Program
+from sortify.structure import LONE
 
 
 @dataclass(eq=False)
@@ -28,13 +29,16 @@ class Analysis:
     literals: dict[str, list[Literal]] = field(default_factory=dict)
 
 
-def analyse(captured: Captured, rules: Mapping[str, Any] = RULES, opaque: Sequence[str] = ()) -> Analysis:
+def analyse(
+    captured: Captured, rules: Mapping[str, Any] = RULES, opaque: Sequence[str] = (), free: Sequence[str] = ()
+) -> Analysis:
     """Apply one rule per node, train and eval graph together.
 
     Args:
         captured: the captured model.
         rules: the rule table; an op that is not in it fixes every dimension that reaches it.
         opaque: patterns of module paths; what reaches an op of such a module, or of one inside it, is fixed.
+        free: patterns of outputs (`Structure.names`) whose dimensions may become smaller.
     """
     if opaque:
         modules = (
@@ -44,6 +48,7 @@ def analyse(captured: Captured, rules: Mapping[str, Any] = RULES, opaque: Sequen
     analysis = Analysis({name: tuple(map(open_atom, t.shape)) for name, t in captured.tensors.items()})
     for mode, program in captured.programs.items():
         analysis.nodes[mode], analysis.literals[mode] = _run(program, analysis.tensors, rules, opaque)
+        _fix_outputs(program, analysis.nodes[mode], free)
     return analysis
 
 
@@ -61,10 +66,20 @@ def _run(
     for node in program.graph.nodes:
         if node.op == "call_function":
             known[node] = _apply(node, known, literals, {} if inside(opaque, _module(node)) else rules)
-        elif node.op == "output":
-            for output in node.all_input_nodes:
-                _fix_all(known.get(output), "it is a dimension of the output")
     return known, literals
+
+
+def _fix_outputs(program: Program, known: Mapping[fx.Node, Result], free: Sequence[str]) -> None:
+    """Whoever calls the model relies on the sizes of its outputs."""
+    for name, leaf in outputs_of(program):
+        if matching(free, [name]) is None:
+            _fix_all(known.get(leaf), "it is a dimension of the output" + (f" '{name}'" if name != LONE else ""))
+
+
+def outputs_of(program: Program) -> list[tuple[str, fx.Node]]:
+    """The outputs that ops compute, with their names."""
+    leaves: Any = next(iter(reversed(program.graph.nodes))).args[0]
+    return [(n, leaf) for n, leaf in zip(program.outputs.names(), leaves, strict=True) if isinstance(leaf, fx.Node)]
 
 
 def _module(node: fx.Node) -> str:

@@ -16,7 +16,8 @@ class Control:
 
     Attributes:
         fix: axes (by their names, or by parameters that carry them), blocks and chains that are to stay as they are.
-        free: axes that are left full by default (head_dim, groups of a norm) and are to be elastic.
+        free: axes that are left full by default (head_dim, groups of a norm) and are to be elastic; and outputs that
+            may become smaller with the dimensions that they show, such as hidden states.
         opaque: modules, by path, that are not to be looked into: what reaches them is fixed.
     """
 

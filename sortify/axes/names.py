@@ -72,7 +72,8 @@ def choose(
         pattern = matching(control.fix, [names[atom], *carriers[atom]])
         if pattern is not None:
             reasons[atom] = Reason(f"the caller fixed it: fix='{pattern}'")
-    check_used("free", control.free, [names[atom] for atom in left])
+    outputs = [name for program in captured.programs.values() for name in program.outputs.names()]
+    check_used("free", control.free, [*(names[atom] for atom in left), *outputs])
     taken = [atom for atom in order if atom not in reasons]
     return [Choice(names[atom], kinds[atom], atom, tuple(carriers[atom])) for atom in taken], reasons, names
 

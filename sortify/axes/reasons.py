@@ -35,9 +35,10 @@ class Reason:
 
 NATURE = "nothing: the op needs this dimension as it is"
 BOUNDARY = "nothing: whoever calls the model relies on it"
+OUTPUT = "its name in free=, if whoever calls the model can do with a smaller output"
 REMEDIES = {
     "it is a dimension of the input": BOUNDARY,
-    "it is a dimension of the output": BOUNDARY,
+    "it is a dimension of the output": OUTPUT,
     "this op has no rule": "a rule for the op: sortify.register_rule",
     "its rule does not apply": "another spelling in the model, or a rule of your own: sortify.register_rule",
     "the result of its rule does not fit": "a right rule for the op: sortify.register_rule(..., replace=True)",
