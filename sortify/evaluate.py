@@ -209,7 +209,7 @@ def evaluate(
         model: a sorted model, on the device where it shall run.
         data: test batches to measure on, training batches to recalibrate with.
         task: see `sortify.tasks.task_for`.
-        grid: the sub-networks; the trained ones (`model.space.members()`) if not given.
+        grid: the sub-networks; the trained ones (`model.space.landmarks()`) if not given.
         recalibrate_batches: training batches for batch-norm statistics.
         directory: where `evaluation.json` goes, after each row; rows of the same weights and data that stand
             there already are kept and not measured again. None writes nothing.
@@ -218,7 +218,7 @@ def evaluate(
     Raises:
         DataError: the data does not fit the model, or there is nothing to measure.
     """
-    wanted = list(dict.fromkeys(grid if grid is not None else model.space.members()))
+    wanted = list(dict.fromkeys(grid if grid is not None else model.space.landmarks()))
     if not wanted:
         raise DataError("there are no sub-networks to evaluate")
     measure = _Measure(model, data, task, recalibrate_batches)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sortify.space import Space, Subnet
 
 Levels = tuple[tuple[str, tuple[float, ...]], ...]
-"""Group -> fractions, ascending: `(("width", (0.25, 0.5, 0.75, 1.0)), ("depth", (0.5, 1.0)))`."""
+"""Group, kind or pattern -> fractions, ascending: `(("width", (0.25, 0.5, 0.75, 1.0)), ("depth", (0.5, 1.0)))`."""
 
 DEFAULT_LEVELS = 4
 
@@ -84,14 +84,8 @@ def corner(space: Space, levels: Levels, index: int) -> Subnet:
 
 
 def _uniform(space: Space, levels: Levels, generator: torch.Generator) -> Subnet:
-    """Draw one level of each group, uniformly and independently."""
-    chosen = {group: fractions[_below(len(fractions), generator)] for group, fractions in levels}
-    return space.subnet(**chosen)
-
-
-def _below(bound: int, generator: torch.Generator) -> int:
-    """Return a uniform integer from 0 to `bound` - 1."""
-    return int(torch.randint(bound, (1,), generator=generator).item())
+    """Draw one level of each group (of each axis where the space unties it), uniformly and independently."""
+    return space.sample(generator, **dict(levels)) if levels else space.full
 
 
 SAMPLERS: dict[str, type[RandomSampler] | type[SandwichSampler]] = {}
@@ -147,10 +141,12 @@ def levels_for(
         space: the model's sub-networks; `dims` must be among its groups.
         dims: groups to train, such as `("width", "depth")`; none at all trains the full model only.
         levels: how many evenly spaced levels up to 1 (4 gives .25 .5 .75 1; the default), for all
-            groups or per group; or the fractions themselves, in (0, 1].
+            groups or per group; or the fractions themselves, in (0, 1]. Kinds, patterns and names of axes and chains
+            (`layers.*.inner`) get levels of their own, if their group is trained.
 
     Raises:
         TrainingError: a group that the model does not have or that is named twice, or levels that are not fractions.
+        AxesError: a pattern that matches nothing.
     """
     if len(set(dims)) < len(dims):
         raise TrainingError(f"a dimension to train is named twice: {', '.join(dims)}")
@@ -158,10 +154,11 @@ def levels_for(
         if group not in space.groups:
             raise TrainingError(f"the model has no elastic '{group}'; it has {', '.join(space.groups) or 'none'}")
     if isinstance(levels, Mapping):
-        for group in levels:
-            if group not in dims:
-                raise TrainingError(f"levels are given for '{group}', which is not trained ({', '.join(dims)} is)")
-        return tuple((group, _fractions(group, levels.get(group, DEFAULT_LEVELS))) for group in dims)
+        for name in levels:
+            if not set(space.groups_of(name)) <= set(dims):
+                raise TrainingError(f"levels are given for '{name}', which is not trained ({', '.join(dims)} is)")
+        own = [name for name in levels if name not in dims]
+        return tuple((name, _fractions(name, levels.get(name, DEFAULT_LEVELS))) for name in (*dims, *own))
     return tuple((group, _fractions(group, DEFAULT_LEVELS if levels is None else levels)) for group in dims)
 
 

@@ -7,70 +7,29 @@ for each of them. People move in fractions of groups: `width`, `heads`, `depth`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
 
+from sortify.budget import Budget, Limit, read_budget
 from sortify.cost import Cost, CostModel, Costs
 from sortify.errors import AxesError, BudgetError
-from sortify.plan import LEVELS, Plan, scaled
+from sortify.levels import Columns, Fractions, Knob, Trained, check_fractions, default_levels
+from sortify.plan import Plan
+from sortify.search import Bounds, Choice, Choices, Matrix, best_choice, largest, within
+from sortify.subnet import Subnet
 
-GROUPS = ("width", "heads", "head_dim", "norm_groups", "repeat", "factor", "depth")
-METRICS = ("flops", "params", "activation_bytes")
-
-
-@dataclass(frozen=True)
-class Subnet:
-    """One sub-network.
-
-    Attributes:
-        sizes: the active size of every axis, in the plan's order.
-        depths: the number of blocks kept of every chain.
-        fractions: what it was made from, for people; two sub-networks of equal sizes are equal.
-    """
-
-    sizes: tuple[tuple[str, int], ...]
-    depths: tuple[tuple[str, int], ...]
-    fractions: tuple[tuple[str, float], ...] = field(default=(), compare=False)
-
-    def __str__(self) -> str:
-        return " ".join(f"{group}={fraction:g}" for group, fraction in self.fractions) or (
-            f"{sum(n for _, n in self.sizes)} units, {sum(n for _, n in self.depths)} blocks"
-        )
-
-    def contains(self, other: Subnet) -> bool:
-        """Whether `other` is nested in this one: no axis larger, no chain longer."""
-        mine, theirs = self.values, other.values
-        return len(mine) == len(theirs) and all(a >= b for a, b in zip(mine, theirs, strict=True))
-
-    @property
-    def values(self) -> tuple[int, ...]:
-        """Sizes, then depths: what the rewritten graph takes."""
-        return tuple(n for _, n in (*self.sizes, *self.depths))
-
-    def to_json(self) -> dict[str, Any]:
-        return {"sizes": dict(self.sizes), "depths": dict(self.depths), "fractions": dict(self.fractions)}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Subnet:
-        return cls(*(tuple(data[key].items()) for key in ("sizes", "depths", "fractions")))
-
-
-@dataclass(frozen=True)
-class Trained:
-    """Which groups and fractions were trained: budgets choose among these."""
-
-    levels: tuple[tuple[str, tuple[float, ...]], ...]
-
-    def to_json(self) -> dict[str, Any]:
-        return {group: list(levels) for group, levels in self.levels}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Trained:
-        return cls(tuple((group, tuple(levels)) for group, levels in data.items()))
+__all__ = ["Space", "Subnet", "Trained"]
+LISTED = 100_000
+"""Members that are still made one by one."""
+STEPS = 1024
+"""Places on the way from the smallest to the full network among which a chain chooses."""
+LevelsOf = int | Sequence[float]
 
 
 class Space:
@@ -79,116 +38,230 @@ class Space:
     Args:
         plan: the axes and chains.
         costs: the cost of any sub-network.
-        trained: the groups and levels that were trained, if any.
+        trained: what was trained, if anything.
+        settings: levels to choose from, where these are not the trained ones.
     """
 
-    def __init__(self, plan: Plan, costs: CostModel, trained: Trained | None = None) -> None:
+    def __init__(
+        self, plan: Plan, costs: CostModel, trained: Trained | None = None, settings: Trained | None = None
+    ) -> None:
         self._plan = plan
         self._costs = costs
+        self._columns = Columns(plan)
         self.trained = trained
-        present = {axis.group for axis in plan.axes} | ({"depth"} if plan.chains else set())
-        self.groups = tuple(group for group in GROUPS if group in present)
+        self.groups = self._columns.groups
+        self.settings = settings or trained or default_levels(self.groups)
+        self._knobs_of = lru_cache(maxsize=64)(
+            lambda levels: self._columns.knobs(replace(self.settings, levels=levels))
+        )
+        self._table = lru_cache(maxsize=8)(self._costed)
+
+    # -- what there is to choose from
+
+    @cached_property
+    def knobs(self) -> tuple[Knob, ...]:
+        """What is chosen at once, with its levels: a group, or a single axis that is untied."""
+        return self._columns.knobs(self.settings)
+
+    @property
+    def count(self) -> int:
+        """How many members there are."""
+        return math.prod(len(knob.distinct) for knob in self.knobs)
+
+    def untied(self, *names: str) -> Space:
+        """This space with axes that move on their own: kinds (`inner`), groups, patterns or names of axes and chains.
+
+        Raises:
+            AxesError: a name means nothing here.
+        """
+        return self.using(untied=(*self.settings.untied, *names))
+
+    @property
+    def tied(self) -> Space:
+        """This space with all axes of a group moving together."""
+        return self.using(untied=())
+
+    def using(
+        self,
+        levels: Mapping[str, LevelsOf] | None = None,
+        untied: Sequence[str] | None = None,
+        multiple: int | None = None,
+    ) -> Space:
+        """This space with other settings.
+
+        Args:
+            levels: group, kind, pattern or name -> how many levels, or the fractions; what is not named stays full.
+            untied: what moves on its own.
+            multiple: widths are rounded to multiples of this number.
+
+        Raises:
+            AxesError: a name means nothing here, or a level is no fraction.
+        """
+        now = self.settings
+        multiple = now.multiple if multiple is None else multiple
+        untied = now.untied if untied is None else tuple(untied)
+        settings = Trained(now.levels, untied, multiple)
+        if levels is not None:
+            settings = replace(settings, levels=self._levels(levels, multiple))
+        self._columns.knobs(settings)
+        return Space(self._plan, self._costs, self.trained, settings)
+
+    def groups_of(self, name: str) -> tuple[str, ...]:
+        """The groups of the axes and chains that a name or pattern means.
+
+        Raises:
+            AxesError: it means nothing here.
+        """
+        return tuple(dict.fromkeys(self._columns.all[place].group for place in self._columns.named(name)[1]))
+
+    def _levels(self, levels: Mapping[str, LevelsOf], multiple: int) -> tuple[tuple[str, Fractions], ...]:
+        found = []
+        for key, value in levels.items():
+            own = self._columns.even(key, value, multiple) if isinstance(value, int) else tuple(map(float, value))
+            check_fractions(key, own)
+            found.append((key, own))
+        return tuple(found)
+
+    # -- single sub-networks
 
     @property
     def full(self) -> Subnet:
+        """The full network."""
         return self.subnet()
 
     @property
     def smallest(self) -> Subnet:
-        """Every group at its lowest level."""
-        return self.subnet(**{group: min(self._levels(group)) for group in self.groups})
-
-    def _levels(self, group: str) -> tuple[float, ...]:
-        known = dict(self.trained.levels) if self.trained else dict.fromkeys(self.groups, LEVELS)
-        return known.get(group, (1.0,))
+        """Every knob at its lowest level."""
+        return self._member(self.knobs, (0,) * len(self.knobs))
 
     def subnet(self, **fractions: float) -> Subnet:
-        """The sub-network with the given fractions of groups, axes or chains (1 where nothing is given).
+        """The sub-network with the given fractions (1 where nothing is given).
+
+        Args:
+            fractions: of groups, kinds, axes or chains; patterns of names are accepted too.
 
         Raises:
-            AxesError: a name is no group, axis or chain, or a fraction is not in (0, 1].
+            AxesError: a name means nothing here, or a fraction is not in (0, 1].
         """
-        names = {*self.groups, *(a.name for a in self._plan.axes), *(c.name for c in self._plan.chains)}
         for name, fraction in fractions.items():
-            if name not in names:
-                raise AxesError(f"{name!r} is no group, axis or chain of this model; groups: {', '.join(self.groups)}")
-            if not 0 < fraction <= 1:
-                raise AxesError(f"{name}={fraction}: expected a fraction above 0 and at most 1")
-        sizes = tuple(
-            (a.name, scaled(a.size, fractions.get(a.name, fractions.get(a.group, 1.0)))) for a in self._plan.axes
-        )
-        depths = tuple(
-            (c.name, int(len(c.blocks) * fractions.get(c.name, fractions.get("depth", 1.0)) + 0.5))
-            for c in self._plan.chains
-        )
-        return Subnet(sizes, depths, tuple({**dict.fromkeys(self.groups, 1.0), **fractions}.items()))
+            self._columns.named(name)
+            check_fractions(name, (fraction,))
+        multiple = self.settings.multiple
+        owners = self._columns.owners(list(fractions))
+        values = [
+            column.size(fractions[owner] if owner is not None else 1.0, multiple)
+            for column, owner in zip(self._columns.all, owners, strict=True)
+        ]
+        return self._subnet(values, fractions)
 
-    def grid(self, **levels: int | Sequence[float]) -> list[Subnet]:
+    def _subnet(self, values: Sequence[int], fractions: Mapping[str, float]) -> Subnet:
+        """A sub-network from its values; groups of which anything is full and not named are told as such."""
+        owners = self._columns.owners(list(fractions))
+        left = {c.group for c, owner in zip(self._columns.all, owners, strict=True) if owner is None}
+        told = {group: 1.0 for group in self.groups if group in left or group in fractions} | dict(fractions)
+        named = [(column.name, int(n)) for column, n in zip(self._columns.all, values, strict=True)]
+        axes = len(self._plan.axes)
+        return Subnet(tuple(named[:axes]), tuple(named[axes:]), tuple(told.items()))
+
+    def _member(self, knobs: Sequence[Knob], choice: Choice) -> Subnet:
+        values = [column.full for column in self._columns.all]
+        for knob, level in zip(knobs, choice, strict=True):
+            for place, size in zip(knob.columns, knob.distinct[level].sizes, strict=True):
+                values[place] = size
+        fractions = {knob.name: knob.distinct[level].fraction for knob, level in zip(knobs, choice, strict=True)}
+        return self._subnet(values, fractions)
+
+    def sample(self, generator: torch.Generator, **levels: LevelsOf) -> Subnet:
+        """One uniform level of each knob, independently (SortedNet, arXiv 2309.00255)."""
+        multiple = self.settings.multiple
+        own = self._levels({k: v if isinstance(v, int) else tuple(v) for k, v in levels.items()}, multiple)
+        knobs = self._knobs_of(own) if levels else self.knobs
+        values = [column.full for column in self._columns.all]
+        drawn = {}
+        for knob in knobs:
+            level = knob.levels[int(torch.randint(len(knob.levels), (1,), generator=generator))]
+            drawn[knob.name] = level.fraction
+            for place, size in zip(knob.columns, level.sizes, strict=True):
+                values[place] = size
+        return self._subnet(values, drawn)
+
+    # -- many
+
+    def members(self) -> list[Subnet]:
+        """The sub-networks that were trained; before training, the grid of the default levels.
+
+        Raises:
+            AxesError: there are too many to list.
+        """
+        if self.count > LISTED:
+            raise AxesError(
+                f"this space has {self.count:,} members, too many to list: draw with sample(), choose with at(), "
+                f"or list those whose axes move together, space.tied.members()"
+            )
+        return [self._member(self.knobs, choice) for choice in self._all(self.knobs)]
+
+    def landmarks(self) -> list[Subnet]:
+        """The sub-networks to measure: all members, or those whose axes move together where some are untied."""
+        return (self.tied if self.settings.untied else self).members()
+
+    @staticmethod
+    def _all(knobs: Sequence[Knob]) -> list[Choice]:
+        return list(itertools.product(*(range(len(knob.distinct)) for knob in knobs)))
+
+    def grid(self, **levels: LevelsOf) -> list[Subnet]:
         """Every combination of levels, each distinct sub-network once, smallest fractions first.
 
         Args:
-            levels: per group, a number of levels (4: .25 .5 .75 1) or the fractions themselves; other groups are full.
+            levels: per group (kind, pattern, name), a number of levels (4: .25 .5 .75 1) or the fractions themselves;
+                others are full. Where sizes are too small for so many levels there are fewer, and a warning says so.
         """
-        names = list(levels)
-        choices = [self._fractions(group, value) for group, value in levels.items()]
-        members = [self.subnet(**dict(zip(names, combo, strict=True))) for combo in itertools.product(*choices)]
-        return list(dict.fromkeys(reversed(members)))[::-1]
+        own = self._levels(levels, self.settings.multiple)
+        knobs = self._columns.knobs(Trained(own, (), self.settings.multiple))
+        made = {knob.name: len(knob.distinct) for knob in knobs}
+        for key, value in levels.items():
+            if isinstance(value, int) and made.get(key, value) < value:
+                warnings.warn(f"grid: {key} has {made[key]} different levels, not {value}", stacklevel=2)
+        return [self._member(knobs, choice) for choice in self._all(knobs)]
 
-    @staticmethod
-    def _fractions(group: str, levels: int | Sequence[float]) -> tuple[float, ...]:
-        if isinstance(levels, int):
-            if levels < 1:
-                raise AxesError(f"{group}={levels}: expected at least one level")
-            return tuple((i + 1) / levels for i in range(levels))
-        return tuple(levels)
+    def chain(self, n: int, metric: str = "flops") -> list[Subnet]:
+        """At most `n` sub-networks from the smallest to the full one, each inside the next, in even steps of cost.
 
-    def members(self) -> list[Subnet]:
-        """The sub-networks that were trained; before training, the grid of the default levels."""
-        if not self.groups:
-            return [self.full]
-        return self.grid(**{group: self._levels(group) for group in self.groups})
-
-    def chain(self, n: int) -> list[Subnet]:
-        """`n` nested sub-networks from the smallest to the full one, each contained in the next."""
-        low = {group: min(self._levels(group)) for group in self.groups}
-        steps = [1.0] if n < 2 else [i / (n - 1) for i in range(n)]
-        members = [self.subnet(**{g: low[g] + (1 - low[g]) * step for g in self.groups}) for step in steps]
-        return list(dict.fromkeys(members))
-
-    def sample(self, generator: torch.Generator, **levels: int | Sequence[float]) -> Subnet:
-        """One uniform level of each group, independently (SortedNet, arXiv 2309.00255)."""
-        wanted = levels or {group: self._levels(group) for group in self.groups}
-        drawn = {}
-        for group, value in wanted.items():
-            options = self._fractions(group, value)
-            drawn[group] = options[int(torch.randint(len(options), (1,), generator=generator))]
-        return self.subnet(**drawn)
-
-    def at(self, budget: float, metric: str = "flops") -> Subnet:
-        """The largest member within `budget` times the full network's cost, without a search.
+        Before training all fractions grow together; after it only trained levels are used, one raised at a time.
 
         Args:
-            budget: a fraction of the full cost, e.g. 0.5.
-            metric: flops, params or activation_bytes.
-
-        Raises:
-            BudgetError: no member is that small (the message names the smallest), or the metric is unknown.
+            n: how many; fewer where there are not so many on the way.
+            metric: the cost of which the steps are about equal.
         """
-        if metric not in METRICS:
-            raise BudgetError(f"metric {metric!r}: expected one of {', '.join(METRICS)}")
-        if not budget > 0:
-            raise BudgetError(f"budget {budget}: expected a fraction of the full network above 0, such as 0.5")
-        cost: Callable[[Subnet], int] = lambda member: int(getattr(self._costs(member.values), metric))  # noqa: E731
-        whole = cost(self.full)
-        costs = {member: cost(member) for member in self.members()}
-        within = [member for member, value in costs.items() if value <= budget * whole]
-        if not within:
-            least = min(costs, key=costs.__getitem__)
-            raise BudgetError(
-                f"budget {budget:g} of the full network's {metric} ({whole:,}) is too small: the smallest reachable is "
-                f"{costs[least] / whole:.4f} ({costs[least]:,}) with {least}"
-            )
-        return max(within, key=lambda member: (costs[member], member.values))
+        way = self._trained_way() if self.trained else self._even_way()
+        way = list(dict.fromkeys(way))
+        costs = [int(value) for value in getattr(self.costs(way), metric)]
+        if n < 2:
+            return way[-1:]
+        low, high = costs[0], costs[-1]
+        chosen = {0, len(way) - 1}
+        for step in range(1, n - 1):
+            wanted = low + (high - low) * step / (n - 1)
+            chosen.add(min(range(len(way)), key=lambda place: abs(costs[place] - wanted)))
+        return [way[place] for place in sorted(chosen)]
+
+    def _even_way(self) -> list[Subnet]:
+        low = {knob.name: knob.distinct[0].fraction for knob in self.knobs}
+        steps = [step / STEPS for step in range(1, STEPS + 1)]
+        return [self.smallest, *(self.subnet(**{k: f + (1 - f) * step for k, f in low.items()}) for step in steps)]
+
+    def _trained_way(self) -> list[Subnet]:
+        """From the smallest, raise the knob that stands lowest, level by level."""
+        now = [0] * len(self.knobs)
+        way = [self.smallest]
+        while True:
+            left = [i for i, knob in enumerate(self.knobs) if now[i] + 1 < len(knob.distinct)]
+            if not left:
+                return [*way, self.full]
+            lowest = min(left, key=lambda i: self.knobs[i].distinct[now[i]].fraction)
+            now[lowest] += 1
+            way.append(self._member(self.knobs, tuple(now)))
+
+    # -- costs and budgets
 
     @property
     def open_sizes(self) -> dict[str, int]:
@@ -201,11 +274,97 @@ class Space:
 
     def costs(self, subnets: Sequence[Subnet], **sizes: int) -> Costs:
         """The exact costs of many sub-networks at once."""
-        width = len(self._plan.axes) + len(self._plan.chains)
-        values = np.array([subnet.values for subnet in subnets], dtype=np.int64).reshape(len(subnets), width)
-        return self._costs.table(values, **sizes)
+        values = np.array([subnet.values for subnet in subnets], dtype=np.int64)
+        return self._costs.table(values.reshape(len(subnets), len(self._columns.all)), **sizes)
+
+    def at(
+        self,
+        budget: Budget,
+        metric: str = "flops",
+        *,
+        scores: Mapping[Subnet, float] | None = None,
+        **sizes: int,
+    ) -> Subnet:
+        """The largest member within a budget, without a search of architectures.
+
+        Args:
+            budget: a share of the full network's cost (0.5, "50%"), a cost ("300 MFLOPs", "2.5M params"), or several.
+            metric: what a budget without a unit is about: flops, params or activation_bytes. Of several budgets the
+                first is the one that is used up.
+            scores: measured sub-networks, higher is better: the best one within the budget is chosen among these, where
+                there is one.
+            sizes: open sizes to cost at, such as `batch=1`; else those of the example inputs.
+
+        Raises:
+            BudgetError: no member is that small (the message names the smallest), or the budget cannot be read.
+        """
+        limits = read_budget(budget, metric)
+        whole = self.cost(self.full, **sizes)
+        bounds: dict[str, int] = {}
+        for limit in limits:
+            own = limit.bound(getattr(whole, limit.metric))
+            bounds[limit.metric] = min(own, bounds.get(limit.metric, own))
+        found = self._best_scored(scores, bounds, sizes) if scores else None
+        return found or self._largest(bounds, limits, sizes)
+
+    def _best_scored(self, scores: Mapping[Subnet, float], bounds: Bounds, sizes: Mapping[str, int]) -> Subnet | None:
+        known = list(scores)
+        costs = self.costs(known, **sizes)
+        fitting = [int(place) for place in np.flatnonzero(within(costs, bounds))]
+        metric = next(iter(bounds))
+        best = max(fitting, key=lambda p: (scores[known[p]], -getattr(costs[p], metric)), default=None)
+        return None if best is None else known[best]
+
+    def _largest(self, bounds: Bounds, limits: Sequence[Limit], sizes: Mapping[str, int]) -> Subnet:
+        choices = Choices(self.knobs, self.full.values, self._costs, sizes)
+        if self.count <= LISTED:
+            matrix, costs = self._table(tuple(sorted(sizes.items())))
+            fitting = within(costs, bounds)
+            found = tuple(map(int, matrix[largest(costs, fitting, bounds)])) if fitting.any() else None
+        else:
+            found = best_choice(choices, bounds)
+        if found is None:
+            raise BudgetError(self._too_small(bounds, limits, sizes))
+        return self._member(self.knobs, found)
+
+    def _costed(self, sizes: tuple[tuple[str, int], ...]) -> tuple[Matrix, Costs]:
+        """All choices and their costs; members that cost the same stand in the order of their sizes."""
+        choices = Choices(self.knobs, self.full.values, self._costs, dict(sizes))
+        matrix = np.array(self._all(self.knobs), dtype=np.int64).reshape(choices.count, len(self.knobs))
+        values = choices.values(matrix)
+        order = np.lexsort(values.T[::-1])
+        return matrix[order], self._costs.table(values[order], **dict(sizes))
+
+    def _too_small(self, bounds: Bounds, limits: Sequence[Limit], sizes: Mapping[str, int]) -> str:
+        """What to say where nothing fits: costs grow with sizes, so the smallest member has the least of each."""
+        least, cost, whole = self.smallest, self.cost(self.smallest, **sizes), self.cost(self.full, **sizes)
+        told = []
+        for limit in limits:
+            own, full = getattr(cost, limit.metric), getattr(whole, limit.metric)
+            if own > limit.bound(full):
+                share = own / max(1, full)
+                told.append(
+                    f"{limit} ({full:,}) is too small: the smallest reachable is {share:.4f} ({own:,})"
+                    if limit.relative
+                    else f"{limit} is too small: the smallest reachable is {own:,} ({share:.4f} of the full network)"
+                )
+        return f"budget {'; '.join(told)} with {least}"
+
+    def is_member(self, subnet: Subnet) -> bool:
+        """Whether a sub-network is one of those to choose from (after training: of those that were trained)."""
+        values, left = subnet.values, [column.full for column in self._columns.all]
+        if len(values) != len(left):
+            return False
+        for knob in self.knobs:
+            own = tuple(values[place] for place in knob.columns)
+            if own not in {level.sizes for level in knob.distinct}:
+                return False
+            for place in knob.columns:
+                left[place] = values[place]
+        return tuple(left) == values
 
     def __contains__(self, subnet: object) -> bool:
+        """Whether a sub-network belongs to this model, whatever its sizes."""
         return (
             isinstance(subnet, Subnet)
             and [n for n, _ in subnet.sizes] == [a.name for a in self._plan.axes]

@@ -65,6 +65,7 @@ class Trainer:
 
     Raises:
         TrainingError: the configuration does not fit the model.
+        AxesError: a pattern of levels or of what to untie matches nothing.
         DataError: the data does not fit the model.
     """
 
@@ -82,6 +83,8 @@ class Trainer:
         self.data = data
         self.config = config or TrainConfig()
         self.levels = levels_for(model.space, self._dims(), self.config.levels)
+        self.trained = Trained(self.levels, self.config.untied, self.config.multiple)
+        self.space = model.space.using(dict(self.levels), self.trained.untied, self.trained.multiple)
         self.task = task or task_for(data, model)
         self.directory = None if directory is None else Path(directory)
         self.progress = progress
@@ -110,6 +113,7 @@ class _Run:
     def __init__(self, trainer: Trainer) -> None:
         self._config = config = trainer.config
         self._model, self._task, self._levels = trainer.model, trainer.task, trainer.levels
+        self._trained_levels = trainer.trained
         self._data, self._directory, self._progress = trainer.data, trainer.directory, trainer.progress
         self._accelerator = Accelerator(cpu=config.device == "cpu" or not torch.accelerator.is_available())
         self._share = Share(self._accelerator.process_index, self._accelerator.num_processes)
@@ -117,7 +121,7 @@ class _Run:
         precision = self._accelerator.mixed_precision if config.precision == "auto" else config.precision
         self._cast_to = PRECISION_TYPES.get(str(precision))
         self._model.to(self._device)
-        sampler = make_sampler(config.sampler, self._model.space, self._levels, config.accumulate)
+        sampler = make_sampler(config.sampler, trainer.space, self._levels, config.accumulate)
         self._update = SortedUpdate(self._model, sampler, config.seed, self._accelerator)
         self._optimizer = make_optimizer(self._model, config)
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=self._cast_to is torch.float16)
@@ -300,7 +304,7 @@ class _Run:
         batches = self._config.recalibrate
         if not batches or not self._model.has_batch_statistics or not self._accelerator.is_main_process:
             return
-        for subnet in self._model.space.members():
+        for subnet in self._model.space.landmarks():
             with self._model.using(subnet):
                 self._model.recalibrate(
                     recalibration_inputs(self._data.train, self._task, batches, self._device), batches
@@ -310,7 +314,7 @@ class _Run:
         """Record what was trained and save the model."""
         self._model.activate()
         self._model.eval()
-        self._model.record_trained(Trained(self._levels))
+        self._model.record_trained(self._trained_levels)
         self._recalibrate()
         if self._directory is not None and self._folder is not None and self._accelerator.is_main_process:
             self._model.save(self._directory)

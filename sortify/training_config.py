@@ -26,6 +26,8 @@ class TrainConfig:
     Attributes:
         dims: groups to train ("width", "heads", "depth"); None for all that the model has, () for the full model alone.
         levels: evenly spaced levels per group, or levels per group by name; see `sortify.samplers.levels_for`.
+        untied: kinds, groups or patterns of axes that are drawn one by one, such as ("inner",).
+        multiple: widths are rounded to multiples of this number of units.
         sampler: which sub-networks a step trains: "random" (SortedNet) or "sandwich" (US-Nets).
         accumulate: sub-networks per optimiser step (g_acc); None for the sampler's usual number (random 1, sandwich 4).
         share_batch: whether all sub-networks of a step see the same mini-batch, or each the next one; None for the
@@ -49,6 +51,8 @@ class TrainConfig:
 
     dims: tuple[str, ...] | None = None
     levels: LevelSpec = 4
+    untied: tuple[str, ...] = ()
+    multiple: int = 1
     sampler: str = "random"
     accumulate: int | None = None
     share_batch: bool | None = None
@@ -77,7 +81,7 @@ class TrainConfig:
         ):
             if getattr(self, name) not in known:
                 raise TrainingError(f"unknown {name} '{getattr(self, name)}'; there are {', '.join(known)}")
-        for name in ("accumulate", "epochs", "steps", "lr", "clip", "save_steps", "save_minutes"):
+        for name in ("multiple", "accumulate", "epochs", "steps", "lr", "clip", "save_steps", "save_minutes"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise TrainingError(f"{name} must be above 0, got {value}")
@@ -90,6 +94,7 @@ class TrainConfig:
         """Return the fields as JSON values."""
         found = asdict(self)
         found["dims"] = None if self.dims is None else list(self.dims)
+        found["untied"] = list(self.untied)
         if isinstance(self.levels, Mapping):
             found["levels"] = {name: v if isinstance(v, int) else list(v) for name, v in self.levels.items()}
         return found
@@ -107,6 +112,7 @@ class TrainConfig:
         values = dict(stored)
         if values.get("dims") is not None:
             values["dims"] = tuple(values["dims"])
+        values["untied"] = tuple(values.get("untied", ()))
         if isinstance(values.get("levels"), Mapping):
             values["levels"] = {k: v if isinstance(v, int) else tuple(v) for k, v in values["levels"].items()}
         return cls(**values)

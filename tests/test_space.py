@@ -170,8 +170,10 @@ def test_grid_is_the_product_of_levels_each_once() -> None:
 
 
 def test_grid_merges_levels_of_equal_sizes() -> None:
-    assert len(SPACE.grid(heads=16)) == 4
-    assert SPACE.grid(heads=16)[-1] == SPACE.full
+    with pytest.warns(UserWarning, match="heads has 4 different levels, not 16"):
+        grid = SPACE.grid(heads=16)
+    assert len(grid) == 4
+    assert grid[-1] == SPACE.full
 
 
 @pytest.mark.parametrize("levels", [0, -2])
@@ -223,7 +225,7 @@ def test_samples_keep_to_given_levels() -> None:
 
 
 @pytest.mark.parametrize("metric", ["flops", "params", "activation_bytes"])
-@pytest.mark.parametrize("budget", [0.3, 0.5, 0.75, 1.0, 2.0])
+@pytest.mark.parametrize("budget", [0.3, 0.5, 0.75, 1.0])
 def test_a_budget_gives_the_largest_member_within(budget: float, metric: str) -> None:
     chosen = SPACE.at(budget, metric)
     whole = getattr(SPACE._costs(SPACE.full.values), metric)
@@ -256,5 +258,5 @@ def test_a_budget_is_above_nothing(budget: float) -> None:
 
 
 def test_an_unknown_metric_is_refused() -> None:
-    with pytest.raises(BudgetError, match="metric 'speed': expected one of flops, params, activation_bytes"):
+    with pytest.raises(BudgetError, match="metric 'speed': expected one of params, flops, activation_bytes"):
         SPACE.at(0.5, "speed")
