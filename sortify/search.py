@@ -2,7 +2,7 @@
 
 A choice is one level per knob. Up to `EXHAUSTIVE` choices the best is found by costing all, some tens of thousands at a
 time. Beyond, the search begins with the largest even choice, raises knobs while any fits, and then trades one knob
-against another until it is within `CLOSE` of the limit or no trade helps.
+against another until no trade helps.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from sortify.levels import Knob
 
 EXHAUSTIVE = 1 << 20
 BLOCK = 1 << 16
-CLOSE = 1e-4
+CLOSE, TINY = 5e-3, 1e-4
+"""Shares of the limit: what a search is content with, and what is not worth a trade."""
+DRAWS, STARTS = 1 << 15, 8
+"""Random choices that are costed where climbing alone does not come close, and those from which it is tried again."""
 ROUNDS, MOST = 400, 20_000
 """Rounds of climbing, and trades that are looked at in one."""
 Choice = tuple[int, ...]
@@ -121,23 +124,43 @@ def _looked_up(choices: Choices, bounds: Bounds) -> Choice | None:
 
 
 def _climbed(choices: Choices, bounds: Bounds) -> Choice | None:
+    """From the largest even choice; where that does not come close, from the best of many drawn ones too."""
     metric, limit = next(iter(bounds.items()))
     tops = [len(knob.distinct) - 1 for knob in choices.knobs]
     steps = max(tops)
     diagonal = [tuple(top * step // steps for top in tops) for step in range(steps + 1)]
-    now = _best_of(choices, diagonal, bounds)
-    if now is None:
+    start = _best_of(choices, diagonal, bounds)
+    if start is None:
         return None
+    found = [_traded_up(choices, start, tops, bounds)]
+    if _of(choices, found[0], metric) < (1 - CLOSE) * limit and found[0] != tuple(tops):
+        found += [_traded_up(choices, each, tops, bounds) for each in _drawn(choices, tops, bounds)]
+    return max(found, key=lambda choice: tuple(_of(choices, choice, each) for each in bounds))
+
+
+def _traded_up(choices: Choices, now: Choice, tops: Sequence[int], bounds: Bounds) -> Choice:
+    """Raise knobs while any fits, then trade one against another while it helps."""
+    metric, limit = next(iter(bounds.items()))
     for _ in range(ROUNDS):
         cost = _of(choices, now, metric)
         found = _best_of(choices, _raised(now, tops), bounds)
-        if found is None and (cost >= (1 - CLOSE) * limit or all(map(int.__eq__, now, tops))):
-            break
-        found = found or _best_of(choices, _traded(now, tops), bounds)
-        if found is None or (_of(choices, found, metric) <= cost):
+        if found is None and cost < (1 - TINY) * limit:
+            found = _best_of(choices, _traded(now, tops), bounds)
+        if found is None or _of(choices, found, metric) <= cost:
             break
         now = found
     return now
+
+
+def _drawn(choices: Choices, tops: Sequence[int], bounds: Bounds) -> list[Choice]:
+    """The largest of many random choices that fit, large and small ones alike; the same ones each time."""
+    chance = np.random.default_rng(0)
+    shares = chance.random((DRAWS, 1))
+    drawn = chance.binomial(np.array(tops)[None, :], np.broadcast_to(shares, (DRAWS, len(tops))))
+    costs = choices.table(drawn)
+    left = np.flatnonzero(within(costs, bounds))
+    order = np.argsort(getattr(costs, next(iter(bounds)))[left], kind="stable")
+    return [tuple(map(int, drawn[left[place]])) for place in order[-STARTS:]]
 
 
 def _of(choices: Choices, choice: Choice, metric: str) -> int:
