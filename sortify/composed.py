@@ -17,21 +17,23 @@ from torch import nn
 
 from sortify import calibration, parts_store, proof
 from sortify.blueprint import Blueprint
+from sortify.budget import Budget
 from sortify.cost import Cost
 from sortify.difference import difference
-from sortify.errors import BudgetError, CaptureError, CheckpointError, InputError, SortifyError
+from sortify.errors import CaptureError, CheckpointError, InputError, SortifyError
 from sortify.exporting import first_line, run_untouched
 from sortify.extract import ExtractedModel
 from sortify.merging import Part, merge_costs, merge_plans, split
 from sortify.model import SortedModel
 from sortify.model import load as load_whole
-from sortify.network import STORE
+from sortify.network import hold
 from sortify.plan import Plan
 from sortify.prepare import Example, unwrap
+from sortify.scores import read_scores
 from sortify.signature import Signature
 from sortify.space import Space, Subnet, Trained
 
-WHOLE, CARRIED = "whole", "_carried"
+CARRIED = "_carried"
 
 
 class ComposedModel(SortedModel):
@@ -42,6 +44,8 @@ class ComposedModel(SortedModel):
         left: module path -> why the original's code runs there.
         report: the proof made at conversion; None when read from a file.
     """
+
+    _whole: nn.Module | None
 
     def __init__(
         self,
@@ -71,9 +75,7 @@ class ComposedModel(SortedModel):
         self._space = Space(self._plan, merge_costs(parts, self._plan, rest))
         self._active = self._space.full
         self._statistics: dict[Subnet, dict[str, torch.Tensor]] = {}
-        self.add_module(WHOLE, whole)
-        self.register_state_dict_post_hook(_without_whole)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_pre_hook(_with_whole)  # type: ignore[no-untyped-call]
+        _stand_for(self, whole)
 
     @property
     def blueprint(self) -> Blueprint:  # type: ignore[override]
@@ -102,23 +104,23 @@ class ComposedModel(SortedModel):
         return self._runnable()(*args, **kwargs)
 
     def _runnable(self) -> nn.Module:
-        whole = self._modules[WHOLE]
-        if whole is None:
+        if self._whole is None:
             raise SortifyError(
                 "this model was read without the original module, to look at: load(path, module=original)"
             )
-        return whole
+        self._whole.training = self.training
+        return self._whole
 
-    def activate(self, subnet: Subnet | None = None, **fractions: float) -> Subnet:
-        chosen = super().activate(subnet, **fractions)
+    def activate(self, subnet: Subnet | None = None, **wanted: Any) -> Subnet:
+        chosen = super().activate(subnet, **wanted)
         for part in self._parts:
             part.model.activate(split(chosen, part))
         return chosen
 
     @contextmanager
-    def using(self, subnet: Subnet | None = None, **fractions: float) -> Iterator[ComposedModel]:
+    def using(self, subnet: Subnet | None = None, **wanted: Any) -> Iterator[ComposedModel]:
         before = self._active
-        self.activate(subnet, **fractions)
+        self.activate(subnet, **wanted)
         try:
             yield self
         finally:
@@ -147,10 +149,7 @@ class ComposedModel(SortedModel):
     @property
     def rest(self) -> dict[str, torch.Tensor]:
         """Parameters and buffers outside the parts, by original name."""
-        whole = self._modules[WHOLE]
-        inside = tuple(f"{part.path}.{STORE}." for part in self._parts)
-        named = [] if whole is None else [*whole.named_parameters(), *whole.named_buffers()]
-        return {name: tensor for name, tensor in named if not name.startswith(inside)}
+        return _outside(self, [part.path for part in self._parts])
 
     def cost(self, subnet: Subnet | None = None, **sizes: int) -> Cost:
         """The cost of all parts in one call, each at the sizes of its first call; parameters count the rest too."""
@@ -201,12 +200,10 @@ class ComposedModel(SortedModel):
     # -- what comes out
 
     def extract(
-        self, budget: float | None = None, metric: str = "flops", subnet: Subnet | None = None
+        self, budget: Budget | None = None, metric: str = "flops", subnet: Subnet | None = None
     ) -> ExtractedModel:
         """As for any sorted model: the original's copy with every part cut to the sub-network."""
-        if (budget is None) == (subnet is None):
-            raise BudgetError("extract: give either a budget, such as 0.5, or a subnet")
-        chosen = self._chosen(self.space.at(budget, metric) if budget is not None else subnet, {})
+        chosen = self._to_extract(budget, metric, subnet)
         small = {part.path: part.model.extract(subnet=split(chosen, part)) for part in self._parts}
         swapped = {id(part.model): carry(part.model, small[part.path]) for part in self._parts}
         whole = copy.deepcopy(self._runnable(), {**swapped})
@@ -242,26 +239,37 @@ class ComposedModel(SortedModel):
 class ExtractedParts(ExtractedModel):
     """The original's copy with extracted parts: smaller tensors, the original's code between them."""
 
+    _whole: nn.Module
+
     def __init__(self, whole: nn.Module, parts: Mapping[str, ExtractedModel], signature: Signature) -> None:
         nn.Module.__init__(self)
         self.signature = signature
         self._parts = dict(parts)
-        self.add_module(WHOLE, whole)
-        self.register_state_dict_post_hook(_without_whole)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_pre_hook(_with_whole)  # type: ignore[no-untyped-call]
+        _stand_for(self, whole)
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:  # type: ignore[override]
         """Every parameter, buffer and constant by original name."""
-        inside = tuple(f"{WHOLE}.{path}.{STORE}." for path in self._parts)
-        named = [*self.named_parameters(), *self.named_buffers()]
-        rest = {name.removeprefix(f"{WHOLE}."): tensor for name, tensor in named if not name.startswith(inside)}
+        rest = _outside(self, list(self._parts))
         return {**rest, **{f"{p}.{n}": t for p, model in self._parts.items() for n, t in model.tensors.items()}}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        whole = self._modules[WHOLE]
-        assert whole is not None
-        return whole(*args, **kwargs)
+        self._whole.training = self.training
+        return self._whole(*args, **kwargs)
+
+
+def _stand_for(module: nn.Module, whole: nn.Module | None) -> None:
+    """Let `module` hold what `whole` holds, by the same names, so that `whole` runs on it."""
+    vars(module)["_whole"] = whole
+    if whole is not None:
+        hold(module, whole)
+
+
+def _outside(module: nn.Module, paths: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Parameters and buffers that no part holds."""
+    inside = tuple(f"{path}." for path in paths)
+    named = [*module.named_parameters(), *module.named_buffers()]
+    return {name: tensor for name, tensor in named if not name.startswith(inside)}
 
 
 def compose(
@@ -345,17 +353,6 @@ def _call(model: ComposedModel, batch: Any) -> Any:
     return model(*args, **kwargs)
 
 
-def _without_whole(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    start = f"{prefix}{WHOLE}."
-    for key in [key for key in state if key.startswith(start)]:
-        state[prefix + key.removeprefix(start)] = state.pop(key)
-
-
-def _with_whole(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    for key in [key for key in state if key.startswith(prefix)]:
-        state[f"{prefix}{WHOLE}.{key.removeprefix(prefix)}"] = state.pop(key)
-
-
 def load(path: str | Path, module: nn.Module | None = None, *, runnable: bool = True) -> SortedModel:
     """Read a model that `SortedModel.save` wrote. Runs no code from the folder and traces nothing.
 
@@ -382,6 +379,7 @@ def load(path: str | Path, module: nn.Module | None = None, *, runnable: bool = 
     if found.trained is not None:
         model.record_trained(found.trained)
     model._statistics = {subnet: model._measured(subnet) for subnet in found.statistics}
+    model.record_scores(read_scores(path))
     return model.eval()
 
 

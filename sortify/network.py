@@ -14,7 +14,6 @@ from sortify.lifting import Program
 from sortify.signature import Signature
 from sortify.structure import Structure
 
-STORE = "weights"
 STATISTICS = ("running_mean", "running_var")
 
 
@@ -82,8 +81,8 @@ class TensorStore(Mapping[str, torch.Tensor]):
 class GraphModule(nn.Module):
     """Base of sorted and extracted models.
 
-    Parameters and buffers live in a tree of plain modules that repeats the original names, so `state_dict()` has
-    the keys of the original model and loads its files; the graphs hold no tensors of their own.
+    Parameters and buffers live in a tree of plain modules that repeats the original names, so `state_dict()` and
+    `named_parameters()` are those of the original model; the graphs hold no tensors of their own.
     """
 
     def __init__(
@@ -97,11 +96,15 @@ class GraphModule(nn.Module):
         self.signature = signature
         self._infos = dict(infos)
         self._aliases = dict(aliases)
-        store = _tree(tensors, infos, aliases)
-        self.add_module(STORE, store)
-        self._store = TensorStore({name: _place(store, name) for name in infos})
-        self.register_state_dict_post_hook(_to_original_names)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_pre_hook(_from_original_names)  # type: ignore[no-untyped-call]
+        hold(self, _tree(tensors, infos, aliases))
+        self._store = TensorStore({name: _place(self, name) for name in infos})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Attributes may have the names of the original's modules: those stand in `named_modules()`."""
+        if isinstance(value, (nn.Module, torch.Tensor)):
+            super().__setattr__(name, value)
+        else:
+            object.__setattr__(self, name, value)
 
     @property
     def tensors(self) -> TensorStore:
@@ -110,6 +113,12 @@ class GraphModule(nn.Module):
 
     def _bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
         return self.signature.bind(args, kwargs)
+
+
+def hold(module: nn.Module, tree: nn.Module) -> None:
+    """Make the children and tensors of `tree` those of `module` too, by the same names, for all changes to come."""
+    for table in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
+        vars(module)[table] = vars(tree)[table]
 
 
 def _tree(
@@ -150,13 +159,3 @@ def _place(root: nn.Module, name: str) -> tuple[dict[str, Any], str]:
     holder = _holder(root, path)
     return (holder._parameters if key in holder._parameters else holder._buffers), key
 
-
-def _to_original_names(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    start = f"{prefix}{STORE}."
-    for key in [key for key in state if key.startswith(start)]:
-        state[prefix + key.removeprefix(start)] = state.pop(key)
-
-
-def _from_original_names(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    for key in [key for key in state if key.startswith(prefix)]:
-        state[f"{prefix}{STORE}.{key.removeprefix(prefix)}"] = state.pop(key)

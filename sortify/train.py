@@ -15,7 +15,6 @@ from torch import Tensor
 from sortify.batches import Place, Share, Stream, mix, seed_all
 from sortify.data import Data
 from sortify.errors import DataError, TrainingError
-from sortify.network import STORE
 from sortify.samplers import SAMPLERS, Levels, levels_for, make_sampler
 from sortify.space import Trained
 from sortify.tasks import Task, task_for
@@ -284,8 +283,7 @@ class _Run:
         assert self._folder is not None
         for name, value in self._model.named_parameters():
             if not torch.isfinite(value).all():
-                own = name.removeprefix(f"{STORE}.")
-                raise TrainingError(f"step {self._update.step}: the weights '{own}' are not finite any more")
+                raise TrainingError(f"step {self._update.step}: the weights '{name}' are not finite any more")
         self._folder.save(
             State(
                 step=self._update.step,

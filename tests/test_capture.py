@@ -389,7 +389,7 @@ def test_no_gradient_leaves_a_region_without_gradients() -> None:
         x = rows(4).requires_grad_()
         module.train()(x).sum().backward()
         parameters = dict(module.named_parameters())
-        grads = {name.removeprefix("weights."): parameter.grad for name, parameter in parameters.items()}
+        grads = {name: parameter.grad for name, parameter in parameters.items()}
         assert grads["fc2.weight"] is None
         assert grads["fc1.weight"] is not None
     assert not model.state_dict(keep_vars=True)["average"].requires_grad
@@ -545,3 +545,34 @@ def test_inputs_may_be_given_in_any_order_of_names() -> None:
     x, condition = torch.randn(3, 3, 8, 8), torch.randn(3, 6)
     model = sortify(original, {"vector": condition, "image": x})
     assert_close_outputs(model(x, condition), original(x, condition), SINGLE)
+
+
+class TakenNames(nn.Module):
+    """Modules and tensors by names that sorted models use themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.space, self.report = nn.Linear(8, 16), nn.Linear(16, 5)
+        self.signature = nn.Parameter(torch.rand(16))
+        self.register_buffer("blueprint", torch.rand(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.report(self.space(x).relu() * self.signature + self.get_buffer("blueprint"))
+        return out
+
+
+def test_names_of_our_own_may_be_names_of_the_original() -> None:
+    original = TakenNames().eval()
+    model = sortify(original, (rows(2),)).eval()
+    assert [n for n, _ in model.named_parameters()] == [n for n, _ in original.named_parameters()]
+    assert model.state_dict().keys() == original.state_dict().keys()
+    assert_close_outputs(model(rows(3)), original(rows(3)), SINGLE)
+    assert dict(model.named_modules())["space"].weight.shape == (16, 8)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        dict(twin.named_parameters())["signature"].zero_()
+    assert_close_outputs(model(rows(3)), original(rows(3)), SINGLE)
+    assert not torch.equal(twin(rows(3)), model(rows(3)))
+    small = model.extract(subnet=model.space.smallest)
+    assert_close_outputs(model.double()(rows(3).double()), original.double()(rows(3).double()), SINGLE)
+    assert dict(small.named_parameters())["report.weight"].shape == (5, 4)

@@ -367,8 +367,9 @@ def test_parameters_of_every_make_keep_names_and_gradients(build: Callable[[], n
         module(x).square().mean().backward()
     assert list(model.state_dict()) == list(original.state_dict())
     ours, theirs = (dict(module.named_parameters()) for module in (model, original))
+    assert list(ours) == list(theirs)
     for name, parameter in theirs.items():
-        mine = ours[f"weights.{name}"]
+        mine = ours[name]
         assert mine.requires_grad == parameter.requires_grad
         if parameter.grad is not None:
             assert_close_outputs(mine.grad, parameter.grad, SINGLE)

@@ -112,7 +112,7 @@ def _made(config: Any, names: list[str], wanted: list[str], image: int | None, s
                 made[name] = torch.tensor([1, 2, 5, 9]).expand(*made["input_ids"].shape, 4).clone()
     if "decoder_input_ids" in names and "decoder_input_ids" not in made:
         made["decoder_input_ids"] = _ids(config, generator, None, 0)
-    if "use_cache" in names:
+    if "use_cache" in names or ("kwargs" in names and getattr(config, "use_cache", False)):
         made["use_cache"] = False
     return made
 
