@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,7 +23,7 @@ from .options import (
     parse_levels,
     required_data,
 )
-from .show import console, say, show, speaks
+from .show import console, say, show, speaks, warn
 
 if TYPE_CHECKING:
     import torch
@@ -92,10 +95,23 @@ def _device(name: str) -> Any:
 def _members(model: sortify.SortedModel, grid: str | None) -> list[sortify.Subnet]:
     """The sub-networks to measure."""
     if grid is None:
-        return model.space.members()
+        return model.space.landmarks()
     levels = parse_levels(grid, "--grid")
     groups = dict.fromkeys(model.space.groups, levels) if isinstance(levels, int) else levels
-    return model.space.grid(**groups)
+    members, asked = _grid(model, groups)
+    if len(members) < asked:
+        warn(
+            f"--grid {grid}: {len(members)} different sub-networks, not {asked}: sizes are too small for so many levels"
+        )
+    return members
+
+
+def _grid(model: sortify.SortedModel, levels: Mapping[str, Any]) -> tuple[list[sortify.Subnet], int]:
+    """The sub-networks of a grid, and how many the numbers of levels ask for."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        members = model.space.grid(**levels)
+    return members, math.prod(each if isinstance(each, int) else len(each) for each in levels.values())
 
 
 def _bar() -> Progress:

@@ -12,12 +12,15 @@ import typer
 from .options import (
     SORTED,
     BatchSize,
+    Budgets,
     DataText,
     Directory,
     SequenceLength,
+    Sizes,
     Tokenizer,
     Verbose,
     given,
+    parse_sizes,
 )
 from .show import cost_table, say, show, warn
 
@@ -40,10 +43,11 @@ Fraction = float | None
 def run(
     ctx: typer.Context,
     dir: Directory = SORTED,
-    budget: Annotated[
-        float | None, typer.Option("--budget", help="Share of the full cost that it may have, such as 0.5.")
-    ] = None,
-    metric: Annotated[str, typer.Option("--metric", help="Which cost: flops, params or activation_bytes.")] = "flops",
+    budget: Budgets = None,
+    metric: Annotated[
+        str, typer.Option("--metric", help="What a budget without a unit is: flops, params or activation_bytes.")
+    ] = "flops",
+    sizes: Sizes = "",
     width: Annotated[Fraction, typer.Option("--width", help="This width instead of a budget, such as 0.5.")] = None,
     heads: Annotated[Fraction, typer.Option("--heads", help="This share of the heads.")] = None,
     depth: Annotated[Fraction, typer.Option("--depth", help="This share of the blocks.")] = None,
@@ -65,19 +69,24 @@ def run(
 ) -> None:
     """Cut out the largest sub-network within a budget, or a given one, and check that it computes the same."""
     fractions = given(width=width, heads=heads, depth=depth)
-    if fractions and budget is not None and _is_from_command_line(ctx, "budget"):
+    if fractions and budget and _is_from_command_line(ctx, "budget"):
         raise typer.BadParameter("give --budget or --width, --heads, --depth, not both")
-    if not fractions and budget is None:
+    if not fractions and not budget:
         raise typer.BadParameter("say how large: --budget 0.5, or --width, --heads, --depth")
     target, form = _target(output, format)
     model = sortify.load(dir)
-    subnet = model.space.subnet(**fractions) if fractions or budget is None else model.space.at(budget, metric)
-    if model.space.trained is not None and subnet not in model.space.members():
+    subnet, rule = model.space.subnet(**fractions), ""
+    if budget and not fractions:
+        chosen = model.choose(budget, metric, **parse_sizes(sizes))
+        subnet, rule = chosen.subnet, chosen.rule
+    if model.space.trained is not None and not model.space.is_member(subnet):
         warn(f"{subnet} is none of the sub-networks that were trained; it may score far below its neighbours")
     if _lacks_statistics(model, subnet):
         load = {"batch_size": batch_size, "tokenizer": tokenizer, "sequence_length": sequence_length}
         _measure(model, subnet, data, recalibrate, load)
     error = _write(model, subnet, target, form)
+    if rule:
+        say(f"chosen: {subnet}: {rule}")
     show(cost_table(model, {"full": model.space.full, "extracted": subnet}))
     say(f"check: outputs equal the sub-network's, largest difference {error:.1e}")
     say(f"saved: {target}" + ("  (use it: torch.export.load(path).module())" if form == "pt2" else "  (weights)"))

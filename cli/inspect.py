@@ -68,6 +68,7 @@ def facts(model: sortify.SortedModel) -> dict[str, Any]:
         "costs": {name: asdict(model.cost(member)) for name, member in ends(model).items()},
         "elastic": elastic_share(model),
         "trained": None if trained is None else trained.to_json(),
+        "open": model.open_sizes,
     }
 
 

@@ -30,6 +30,36 @@ SequenceLength = Annotated[
 Workers = Annotated[int, typer.Option("--workers", metavar="N", help="Processes that read samples.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", metavar="N", help="Samples of a batch.")]
 Device = Annotated[str, typer.Option("--device", help="Such as cpu or cuda:1; auto takes a GPU if there is one.")]
+Untie = Annotated[
+    str,
+    typer.Option(
+        "--untie",
+        metavar="NAMES",
+        help="What is drawn axis by axis: kinds, groups or patterns, such as inner or 'encoder.*'.",
+        rich_help_panel="What is trained",
+    ),
+]
+Multiple = Annotated[
+    int,
+    typer.Option(
+        "--multiple",
+        metavar="N",
+        min=1,
+        help="Round widths to multiples of N, such as 8.",
+        rich_help_panel="What is trained",
+    ),
+]
+Budgets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--budget",
+        metavar="BUDGET",
+        help="0.5, 50%, '2.5M params', '300 MFLOPs', '40 MB'; several hold together.",
+    ),
+]
+Sizes = Annotated[
+    str, typer.Option("--sizes", metavar="SIZES", help="Count costs at batch=1,sequence=128, not the example's sizes.")
+]
 SORTED = Path("sorted")
 
 Levels = int | dict[str, int | tuple[float, ...]]
@@ -43,7 +73,7 @@ def required_data(data: str | None) -> str:
 
 
 def parse_levels(text: str, option: str) -> Levels:
-    """Read `4`, `width=4,depth=2` or `width=0.25,0.5,1,depth=0.5,1`: numbers of levels, or the fractions themselves.
+    """Read `4`, `width=4,depth=2` or `width=0.25,0.5,1,layers.*.inner=0.5,1`: numbers of levels, or the fractions.
 
     Args:
         text: as the user gives it; after `name=`, a whole number by itself counts levels.
@@ -75,6 +105,17 @@ def _level(values: list[str], text: str, option: str) -> int | tuple[float, ...]
             f"'{text}': expected numbers of levels (width=4,depth=2) or fractions (width=0.25,0.5,1)",
             param_hint=option,
         ) from None
+
+
+def parse_sizes(text: str) -> dict[str, int]:
+    """Read `batch=1,sequence=128`."""
+    found = {}
+    for part in filter(None, text.replace(" ", "").split(",")):
+        name, _, value = part.partition("=")
+        if not name or not value.isdecimal():
+            raise typer.BadParameter(f"'{text}': expected sizes such as batch=1,sequence=128", param_hint="--sizes")
+        found[name] = int(value)
+    return found
 
 
 def parse_names(text: str | None) -> tuple[str, ...] | None:

@@ -13,11 +13,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 NAME = "sortify.toml"
 NOT_SETTINGS = ("help", "verbose", "version")
-KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "text"}
+KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Path: "text",
+    list: "text, a number, or a list of these",
+}
 
 
 class SettingsError(Exception):
@@ -60,7 +67,7 @@ def _settings_of(command: Any) -> Iterable[Setting]:
 def _kind(hint: Any) -> type:
     """The type behind `X | None`."""
     kinds = [kind for kind in get_args(hint) if kind is not NoneType] or [hint]
-    return next((kind for kind in kinds if kind in KINDS), str)
+    return next((get_origin(kind) or kind for kind in kinds if (get_origin(kind) or kind) in KINDS), str)
 
 
 def read_settings(path: Path, known: Known) -> dict[str, dict[str, Any]]:
@@ -120,6 +127,11 @@ def _unknown(key: str, known: list[str]) -> str:
 def _checked(place: str, setting: Setting, value: Any) -> Any:
     """A value of the right type; whole numbers count as numbers."""
     kind = str if setting.kind is Path else setting.kind
+    if kind is list:
+        parts = value if type(value) is list else [value]
+        if parts and all(type(part) in (str, int, float) for part in parts):
+            return [str(part) for part in parts]
+        raise SettingsError(f"{place}: '{setting.key}' must be {KINDS[kind]}, got {value!r}")
     fits = type(value) is kind or (kind is float and type(value) is int)
     if not fits:
         raise SettingsError(f"{place}: '{setting.key}' must be {KINDS[setting.kind]}, got {value!r}")

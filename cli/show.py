@@ -130,6 +130,7 @@ def trained_text(model: sortify.SortedModel) -> str:
     trained = model.space.trained
     if trained is None:
         return "nothing yet"
-    return (
-        "; ".join(f"{group} {', '.join(f'{x:g}' for x in levels)}" for group, levels in trained.levels) or "full only"
-    )
+    told = [f"{group} {', '.join(f'{x:g}' for x in levels)}" for group, levels in trained.levels]
+    told += [f"untied {', '.join(trained.untied)}"] if trained.untied else []
+    told += [f"multiples of {trained.multiple}"] if trained.multiple > 1 else []
+    return "; ".join(told) or "full only"

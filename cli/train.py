@@ -14,8 +14,10 @@ from .options import (
     DataText,
     Device,
     Directory,
+    Multiple,
     SequenceLength,
     Tokenizer,
+    Untie,
     Verbose,
     Workers,
     parse_levels,
@@ -70,6 +72,8 @@ def run(
     data: DataText = None,
     dims: Dims = None,
     levels: LevelText = "4",
+    untied: Untie = "",
+    multiple: Multiple = 1,
     sampler: Sampler = "random",
     accumulate: Accumulate = None,
     share_batch: ShareBatch = None,
@@ -120,6 +124,7 @@ def _config(options: Mapping[str, Any]) -> sortify.TrainConfig:
     read = {
         "dims": parse_names(options["dims"]),
         "levels": parse_levels(options["levels"], "--levels"),
+        "untied": parse_names(options["untied"]),
         "clip": options["clip"] or None,
         "save_minutes": options["save_minutes"] or None,
     }

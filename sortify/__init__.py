@@ -10,10 +10,11 @@ Rooms, in the order in which data flows, each importing only what stands before 
     depth                which blocks can be bypassed
     dims, plan           what was found, as a frozen value
     slicing, rewrite     the slice node; the rewritten graph
-    cost, space          exact costs; sub-networks and budgets
+    open_sizes, presence, cost_table, cost, counting   exact costs, of one sub-network and of many
+    levels, subnet, budget, search, space   sub-networks, what there is to choose from, and the one for a budget
     network, blueprint   modules made of graphs; everything but the tensors
     extract, proof       sub-networks on their own; checks by running
-    calibration, checkpoint, model   the sorted model
+    calibration, checkpoint, scores, model   the sorted model
     merging, parts_store, composed, parts   models that are captured in parts
     convert              all of it in one call
     data, tasks, samplers, update, train, evaluate, picture   training and what came of it
@@ -25,7 +26,7 @@ from sortify.axes.rules.registration import register_rule
 from sortify.axes.rules.table import Call
 from sortify.composed import ComposedModel, load
 from sortify.convert import sortify
-from sortify.cost import Cost
+from sortify.cost import Cost, Costs
 from sortify.data import Data, load_data
 from sortify.depth import Block, Chain
 from sortify.difference import difference
@@ -49,6 +50,7 @@ from sortify.picture import draw
 from sortify.plan import Axis, Frozen, Plan
 from sortify.proof import Check, Report
 from sortify.samplers import SAMPLERS, make_sampler
+from sortify.scores import Chosen
 from sortify.sources import Source, load_source
 from sortify.space import Space, Subnet, Trained
 from sortify.tasks import task_for
@@ -69,8 +71,10 @@ __all__ = [
     "Chain",
     "Check",
     "CheckpointError",
+    "Chosen",
     "ComposedModel",
     "Cost",
+    "Costs",
     "Data",
     "DataError",
     "Evaluation",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from sortify.batches import preserved_chance
 from sortify.data import Data
 from sortify.errors import DataError
 from sortify.files import replacing
+from sortify.scores import FILE_NAME, Scores, fingerprint
 from sortify.space import Subnet
 from sortify.tasks import Task, Totals, mean_metrics
 from sortify.training_parts import moved, recalibration_inputs
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from sortify.model import SortedModel
 
 FORMAT = 1
-FILE_NAME = "evaluation.json"
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,7 @@ class Evaluation:
         full: the full model's sub-network.
         full_flops: its FLOPs.
         fingerprint: of weights, data and way of measuring; rows of another one are not taken over.
+        weights: digest of the weights alone.
         rows: in the order in which they were measured.
     """
 
@@ -69,6 +69,7 @@ class Evaluation:
     full_flops: int
     fingerprint: str
     rows: tuple[Row, ...] = ()
+    weights: str = ""
 
     def score(self, row: Row) -> float:
         """Return a row's score."""
@@ -117,6 +118,7 @@ class Evaluation:
         ]
         head = {"format": FORMAT, "metric": self.metric, "task": self.task, "data": self.data}
         full = {"full": self.full.to_json(), "full_flops": self.full_flops, "fingerprint": self.fingerprint}
+        full["weights"] = self.weights
         return {**head, **full, "rows": rows}
 
     @classmethod
@@ -137,7 +139,7 @@ class Evaluation:
             full, flops = Subnet.from_json(stored["full"]), int(stored["full_flops"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"not an evaluation: {type(error).__name__} {error}") from None
-        return cls(texts[0], texts[1], texts[2], full, flops, texts[3], tuple(rows))
+        return cls(texts[0], texts[1], texts[2], full, flops, texts[3], tuple(rows), str(stored.get("weights", "")))
 
     def table(self) -> Table:
         """Return a table for the terminal, largest sub-network first; the front is marked with a star."""
@@ -202,8 +204,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure sub-networks on the test data.
 
-    Batch-norm statistics are collected anew for each, on training batches. Afterwards the model is as before:
-    the same sub-network active, the same mode.
+    Batch-norm statistics are collected anew for each, on training batches. Afterwards the model is as before (the same
+    sub-network active, the same mode), and knows its scores: `model.choose` uses them.
 
     Args:
         model: a sorted model, on the device where it shall run.
@@ -238,6 +240,8 @@ def evaluate(
     evaluation = evaluation.of(replace(done[subnet], subnet=subnet) for subnet in wanted)
     if path is not None:
         write_evaluation(evaluation, path)
+    scores = {row.subnet: evaluation.score(row) for row in evaluation.rows}
+    model.record_scores(Scores(evaluation.metric, evaluation.weights, scores))
     return evaluation
 
 
@@ -255,18 +259,6 @@ def write_evaluation(evaluation: Evaluation, path: Path) -> None:
         draft.write_text(json.dumps(evaluation.to_json(), indent=1))
 
 
-def fingerprint(model: torch.nn.Module, *facts: str) -> str:
-    """Return a short digest of a model's parameters and some facts."""
-    digest = hashlib.blake2b(digest_size=16)
-    for fact in facts:
-        digest.update(fact.encode() + b"\0")
-    for name, parameter in sorted(model.named_parameters()):
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\0".encode())
-        raw: Any = parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-        digest.update(raw)
-    return digest.hexdigest()
-
-
 class _Measure:
     """Measures one sub-network after the other on the same data."""
 
@@ -278,7 +270,8 @@ class _Measure:
         """Return an evaluation without rows."""
         task, data, full = self._task, self._data.description, self._model.space.full
         digest = fingerprint(self._model, task.name, data, str(self._batches))
-        return Evaluation(task.metric, task.name, data, full, self._model.cost(full).flops, digest)
+        flops, weights = self._model.cost(full).flops, fingerprint(self._model)
+        return Evaluation(task.metric, task.name, data, full, flops, digest, weights=weights)
 
     def __call__(self, subnet: Subnet) -> Row:
         """Measure one sub-network."""

@@ -12,12 +12,14 @@ import torch
 
 from sortify import calibration, checkpoint, extract, proof
 from sortify.blueprint import Blueprint
+from sortify.budget import Budget
 from sortify.cost import Cost, Costs
 from sortify.depth import Chain
 from sortify.errors import BudgetError
 from sortify.network import GraphModule
 from sortify.plan import Axis, Frozen, Plan
 from sortify.rewrite import readable
+from sortify.scores import Chosen, Scores, fingerprint, read_scores
 from sortify.space import Space, Subnet, Trained
 
 
@@ -32,6 +34,9 @@ class SortedModel(GraphModule):
         examples: the example input tensors, in captured order.
         report: the proof made at conversion, of the original weights; None when read from a file.
     """
+
+    _scores: Scores | None = None
+    _known_weights: tuple[tuple[Any, ...], str] | None = None
 
     def __init__(
         self,
@@ -50,18 +55,17 @@ class SortedModel(GraphModule):
     # -- running
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The active sub-network's output, in the structure of the original output."""
+        """The active sub-network's output, in the structure of the original output.
+
+        In training mode recalibrated statistics are forgotten: weights change from here on.
+        """
+        if self.training:
+            self._statistics.clear()
         inputs = self._bind(args, kwargs)
         runner = self.blueprint.sorted_runners["train" if self.training else "eval"]
         own = None if self.training else self._statistics.get(self._active)
         tensors = calibration.Overlay(self.tensors, own) if own else self.tensors
         return runner((self._active.values,), tensors, inputs)
-
-    def train(self, mode: bool = True) -> Self:
-        """As `nn.Module.train`; recalibrated statistics are forgotten when training goes on."""
-        if mode:
-            self._statistics.clear()
-        return super().train(mode)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         """Moves to a device or dtype take recalibrated statistics along."""
@@ -75,14 +79,51 @@ class SortedModel(GraphModule):
         """The sub-network that runs."""
         return self._active
 
-    def activate(self, subnet: Subnet | None = None, **fractions: float) -> Subnet:
-        """Make a sub-network the active one: `activate(subnet)`, or `activate(width=0.5, depth=0.75)`.
+    def activate(
+        self, subnet: Subnet | None = None, *, budget: Budget | None = None, metric: str = "flops", **fractions: float
+    ) -> Subnet:
+        """Make a sub-network the active one.
 
-        Without arguments the full network becomes active. No weight is copied.
+        `activate(subnet)`, `activate(width=0.5, depth=0.75)` or `activate(budget="50%")`. Without arguments the full
+        network becomes active. No weight is copied.
         """
+        if budget is not None:
+            if subnet is not None or fractions:
+                raise BudgetError("activate: give a budget, a sub-network or fractions, one of them")
+            subnet = self.choose(budget, metric).subnet
         chosen = self._chosen(subnet, fractions)
         self._active = chosen
         return chosen
+
+    def choose(self, budget: Budget, metric: str = "flops", **sizes: int) -> Chosen:
+        """The sub-network for a budget.
+
+        After an evaluation of these very weights it is the most accurate measured one within the budget; else, or where
+        none of the measured ones fits, the largest of those that were trained (before training, of the default levels).
+
+        Args:
+            budget: a share of the full cost (0.5, "50%"), a cost ("300 MFLOPs", "2.5M params"), or several.
+            metric: what a budget without a unit is about.
+            sizes: open sizes to cost at, such as `batch=1`; else those of the example inputs.
+
+        Raises:
+            BudgetError: nothing fits (the message names the smallest reachable), or the budget cannot be read.
+        """
+        scores = self._scores if self._scores is not None and self._scores.weights == self._fingerprint() else None
+        subnet = self.space.at(budget, metric, scores=scores.rows if scores else None, **sizes)
+        if scores is not None and subnet in scores.rows:
+            score = scores.rows[subnet]
+            count = len(scores.rows)
+            return Chosen(subnet, f"the best within the budget of {count} measured ({scores.metric} {score:.4g})")
+        what = "trained" if self.space.trained is not None else "default"
+        return Chosen(subnet, f"the largest within the budget of the {what} ones")
+
+    def _fingerprint(self) -> str:
+        """The digest of the weights; worked out anew when one of them has changed."""
+        versions = tuple((id(p), p._version, p.device, p.dtype) for p in self.parameters())
+        if self._known_weights is None or self._known_weights[0] != versions:
+            self._known_weights = versions, fingerprint(self)
+        return self._known_weights[1]
 
     def _chosen(self, subnet: Subnet | None, fractions: Mapping[str, float]) -> Subnet:
         if subnet is not None and fractions:
@@ -93,10 +134,10 @@ class SortedModel(GraphModule):
         return chosen
 
     @contextmanager
-    def using(self, subnet: Subnet | None = None, **fractions: float) -> Iterator[SortedModel]:
-        """Activate a sub-network for the length of a `with` block."""
+    def using(self, subnet: Subnet | None = None, **wanted: Any) -> Iterator[SortedModel]:
+        """Activate a sub-network, see `activate`, for the length of a `with` block."""
         before = self._active
-        self.activate(subnet, **fractions)
+        self.activate(subnet, **wanted)
         try:
             yield self
         finally:
@@ -184,18 +225,28 @@ class SortedModel(GraphModule):
     # -- what comes out
 
     def extract(
-        self, budget: float | None = None, metric: str = "flops", subnet: Subnet | None = None
+        self, budget: Budget | None = None, metric: str = "flops", subnet: Subnet | None = None
     ) -> extract.ExtractedModel:
-        """A sub-network as a module of its own: within `budget` of the full network's `metric`, or a given one.
+        """A sub-network as a module of its own: the one that `choose` gives for a budget, or a given one.
 
         Raises:
             BudgetError: nothing fits the budget, or both or neither of budget and subnet are given.
         """
-        if (budget is None) == (subnet is None):
-            raise BudgetError("extract: give either a budget, such as 0.5, or a subnet")
-        chosen = self._chosen(self.space.at(budget, metric) if budget is not None else subnet, {})
+        chosen = self._to_extract(budget, metric, subnet)
         small = extract.extract(self.blueprint, self.tensors, chosen, self._statistics.get(chosen))
         return small.train(self.training)
+
+    def record_scores(self, scores: Scores | None) -> None:
+        """Note what an evaluation found: budgets choose by it as long as the weights stay as they are."""
+        self._scores = scores
+
+    def _to_extract(self, budget: Budget | None, metric: str, subnet: Subnet | None) -> Subnet:
+        """The sub-network that `extract` is asked for."""
+        if budget is not None and subnet is None:
+            subnet = self.choose(budget, metric).subnet
+        elif budget is not None or subnet is None:
+            raise BudgetError("extract: give either a budget, such as 0.5, or a subnet")
+        return self._chosen(subnet, {})
 
     def verify(self) -> proof.Report:
         """Run the proof of the conversion again on the weights of now."""
@@ -223,5 +274,6 @@ def load(path: str | Path) -> SortedModel:
     """
     found = checkpoint.read(path)
     model = SortedModel(found.blueprint, found.tensors, found.examples)
+    model.record_scores(read_scores(path))
     model._statistics.update(found.statistics)
     return model.eval()

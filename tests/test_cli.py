@@ -97,7 +97,7 @@ def test_evaluate_writes_what_it_prints(walk: Walk) -> None:
 
 def test_extract_writes_a_program_that_equals_its_subnetwork(walk: Walk) -> None:
     model = sortify.load(walk.sorted)
-    subnet = model.space.at(0.5)
+    subnet = model.choose(0.5).subnet
     small = torch.export.load(str(walk.folder / "extracted.pt2")).module()
     x = torch.randn(5, 1, 8, 8)
     with torch.no_grad(), model.using(subnet):
@@ -106,7 +106,7 @@ def test_extract_writes_a_program_that_equals_its_subnetwork(walk: Walk) -> None
         assert sortify.difference(expected, model.using(model.space.full) and small(x + 1)) > 1e-3
     assert model.cost(subnet).flops <= 0.5 * model.cost(model.space.full).flops
     text = walk.said["extract"].stdout
-    assert str(subnet) in text
+    assert f"chosen: {subnet}: the best within the budget of {MEMBERS} measured (accuracy " in text
     assert "extracted.pt2" in text
     assert "largest difference" in text
     assert errors(walk.said["extract"]) == []
@@ -126,7 +126,7 @@ def test_inspect_as_json(walk: Walk) -> None:
     assert {axis["name"]: axis["size"] for axis in facts["axes"]} == {n: a.size for n, a in model.axes.items()}
     assert facts["costs"]["full"] == dataclasses.asdict(model.cost(model.space.full))
     assert facts["elastic"] >= 0.99
-    assert facts["trained"] == {"width": [0.5, 1.0], "depth": [0.5, 1.0]}
+    assert facts["trained"]["levels"] == {"width": [0.5, 1.0], "depth": [0.5, 1.0]}
     assert len(facts["frozen"]) == len(model.frozen)
 
 
@@ -161,7 +161,7 @@ def test_the_command_line_wins_over_the_settings(trained: Path) -> None:
     works(trained, "train", "--dims", "depth", "--levels", "depth=0.5,1", "--steps", "1", "--sampler", "sandwich")
     levels = sortify.load(trained / "sorted").space.trained
     assert levels is not None
-    assert levels.to_json() == {"depth": [0.5, 1.0]}
+    assert levels.to_json() == {"levels": {"depth": [0.5, 1.0]}, "untied": [], "multiple": 1}
     config = json.loads((trained / "sorted" / "training" / "status.json").read_text())["config"]
     assert (config["steps"], config["sampler"]) == (1, "sandwich")
 
@@ -174,6 +174,50 @@ def test_a_grid_of_ones_own(trained: Path) -> None:
         {"width": 0.75, "depth": 1.0},
     ]
     assert "0.75" in text
+
+
+def test_a_grid_that_sizes_do_not_allow_is_told(trained: Path) -> None:
+    result = works(trained, "evaluate", "--grid", "depth=5")
+    assert "--grid depth=5: 3 different sub-networks, not 5" in errors(result)[0]
+    assert len(json.loads((trained / "sorted" / "evaluation.json").read_text())["rows"]) == 3
+
+
+def test_untied_axes_and_multiples_are_trained_and_recorded(trained: Path) -> None:
+    words = (
+        "--untie",
+        "channels",
+        "--multiple",
+        "4",
+        "--levels",
+        "width=0.25,0.5,1",
+        "--dims",
+        "width",
+        "--steps",
+        "2",
+    )
+    text = works(trained, "train", *words).stdout
+    assert "trained: width 0.25, 0.5, 1; untied channels; multiples of 4; 2 steps" in text
+    model = sortify.load(trained / "sorted")
+    assert model.space.trained == sortify.Trained((("width", (0.25, 0.5, 1.0)),), ("channels",), 4)
+    assert all(n % 4 == 0 for _, n in model.space.smallest.sizes)
+    assert model.space.count > len(model.space.tied.members())
+    assert "untied channels" in works(trained, "inspect").stdout
+
+
+def test_budgets_have_units_and_several_hold_together(trained: Path) -> None:
+    model = sortify.load(trained / "sorted")
+    limit = model.cost(model.space.full).params - 1
+    text = works(trained, "extract", "--budget", f"{limit} params", "--budget", "90%", "-o", "a.safetensors").stdout
+    assert "chosen: " in text
+    (trained / "sorted" / "evaluation.json").unlink()
+    text = works(trained, "extract", "--budget", f"90%, {limit} params", "-o", "b.safetensors").stdout
+    chosen = model.space.at(["90%", f"{limit} params"])
+    assert f"chosen: {chosen}: the largest within the budget of the trained ones" in text
+    flops = model.cost(chosen, batch=1).flops
+    once = works(trained, "extract", "--budget", f"{flops} flops", "--sizes", "batch=1", "-o", "c.safetensors").stdout
+    assert f"chosen: {chosen}:" in once
+    (trained / "sortify.toml").write_text('[extract]\nbudget = ["90%", "0.95 params"]\noutput = "d.safetensors"\n')
+    assert "chosen: " in works(trained, "extract").stdout
 
 
 def test_extract_a_given_subnetwork_as_weights(trained: Path) -> None:

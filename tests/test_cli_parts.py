@@ -43,7 +43,7 @@ def test_settings_reach_the_commands_that_have_them(tmp_path: Path) -> None:
     assert found["convert"] == {"input": "2x1x8x8"}
     assert found["train"]["data"] == "data.npz"
     assert found["train"]["batch_size"] == 16
-    assert found["extract"] == {"budget": 1, "data": "other.npz"}
+    assert found["extract"] == {"budget": ["1"], "data": "other.npz"}
     assert found["verify"] == {}
 
 

@@ -16,8 +16,9 @@ from rich.console import Console
 from training_models import make_model
 from training_script import make_data
 
+from sortify import load
 from sortify.data import Data, load_data
-from sortify.errors import DataError
+from sortify.errors import BudgetError, DataError
 from sortify.evaluate import (
     Evaluation,
     Row,
@@ -329,3 +330,49 @@ def test_the_picture_is_written_as_png_and_svg(tmp_path: Path) -> None:
     first = svg.read_bytes()
     draw(EVALUATIONS["grid"], tmp_path / "evaluation")
     assert len(svg.read_bytes()) == len(first)
+
+
+# --- budgets after an evaluation -------------------------------------------------------------------------------------
+
+
+def test_after_an_evaluation_the_most_accurate_within_the_budget_is_chosen(tmp_path: Path) -> None:
+    model, data = make_model("mlp"), load_data("digits")
+    model.save(tmp_path)
+    largest = model.choose(0.9)
+    assert largest.subnet == model.space.at(0.9)
+    assert largest.rule == "the largest within the budget of the default ones"
+    found = evaluate(model, data, Classification(), directory=tmp_path)
+    limit = 0.9 * found.full_flops
+    best = max((row for row in found.rows if row.flops <= limit), key=lambda row: (found.score(row), -row.flops))
+    chosen = model.choose(0.9)
+    assert chosen.subnet == best.subnet != largest.subnet
+    assert f"the best within the budget of {len(found.rows)} measured (accuracy " in chosen.rule
+    again = load(tmp_path)
+    assert again.choose(0.9) == chosen
+    assert again.activate(budget=0.9) == chosen.subnet
+    with again.using(budget="90%") as active:
+        assert active.active == chosen.subnet
+    small = {name: tuple(t.shape) for name, t in again.extract(budget=0.9).state_dict().items()}
+    assert small == {name: tuple(t.shape) for name, t in again.extract(subnet=chosen.subnet).state_dict().items()}
+
+
+def test_scores_of_other_weights_do_not_count(tmp_path: Path) -> None:
+    model, data = make_model("mlp"), load_data("digits")
+    evaluate(model, data, Classification(), directory=tmp_path)
+    assert "measured" in model.choose(0.9).rule
+    with torch.no_grad():
+        model.tensors["head.bias"][0] += 5
+    assert model.choose(0.9).subnet == model.space.at(0.9)
+    assert "measured" not in model.choose(0.9).rule
+    model.save(tmp_path)
+    assert "measured" not in load(tmp_path).choose(0.9).rule
+    (tmp_path / "evaluation.json").write_text("{")
+    assert "measured" not in load(tmp_path).choose(0.9).rule
+
+
+def test_a_budget_or_a_sub_network_not_both() -> None:
+    model = make_model("mlp")
+    with pytest.raises(BudgetError, match="one of them"):
+        model.activate(budget=0.5, width=0.5)
+    with pytest.raises(BudgetError, match="either a budget"):
+        model.extract(budget=0.5, subnet=model.space.full)
