@@ -101,6 +101,8 @@ class ComposedModel(SortedModel):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The original's output, computed with the active sub-network of every part."""
+        if self.training:
+            self._statistics.clear()
         return self._runnable()(*args, **kwargs)
 
     def _runnable(self) -> nn.Module:

@@ -6,6 +6,7 @@ of the module, real or traced, leaves its attributes as they were.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import io
 import logging
@@ -152,16 +153,35 @@ def open_dataclasses(value: Any) -> bool:
 def mode_of(module: nn.Module, training: bool) -> Iterator[None]:
     """Put every sub-module in one mode for a while; afterwards each has its own again, and its attributes of before.
 
-    A forward may keep what it computed (`self.last = y`); a traced one would leave tensors without data behind.
+    A forward may keep what it computed (`self.last = y`, `self.cache[key] = y`); a traced one would leave tensors
+    without data behind, and one with other weights wrong ones. Models that keep something in one mode drop it when
+    they change to the other, so both are entered.
     """
-    before = {child: dict(vars(child)) for child in module.modules()}
+    before = {child: (dict(vars(child)), _containers(vars(child))) for child in module.modules()}
+    module.train(not training)
     module.train(training)
     try:
         yield
     finally:
-        for child, attributes in before.items():
+        for child, (attributes, containers) in before.items():
             vars(child).clear()
             vars(child).update(attributes)
+            for container, contents in containers:
+                _refill(container, contents)
+
+
+Container = dict[Any, Any] | list[Any] | set[Any]
+
+
+def _containers(value: Any) -> list[tuple[Container, Container]]:
+    """The dicts, lists and sets among the values of a dict, and a copy of each."""
+    found = [v for v in value.values() if isinstance(v, (dict, list, set))]
+    return [(container, copy.copy(container)) for container in found]
+
+
+def _refill(container: Any, contents: Any) -> None:
+    container.clear()
+    (container.extend if isinstance(container, list) else container.update)(contents)
 
 
 @contextmanager

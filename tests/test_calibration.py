@@ -127,6 +127,10 @@ def test_each_sub_network_keeps_its_own_until_training_goes_on(model: SortedMode
     model.eval()
     assert len(model.statistics) == 3
     model.train().eval()
+    assert len(model.statistics) == 3
+    weights = copy.deepcopy(model.state_dict())
+    model.train()(x)
+    model.eval().load_state_dict(weights)
     assert not model.statistics
     for width, expected in plain.items():
         with model.using(width=width):

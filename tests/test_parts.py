@@ -181,7 +181,7 @@ def test_batch_statistics_are_measured_for_the_active_sub_network() -> None:
     assert [set(own) for own in model.statistics.values()] == [
         {f"experts.{i}.1.running_{kind}" for i in range(2) for kind in ("mean", "var")}
     ]
-    model.train()
+    model.train()(rows())
     assert not model.statistics
 
 

@@ -408,3 +408,10 @@ def test_conversion_stops_when_nothing_can_be_given_up(monkeypatch: pytest.Monke
     monkeypatch.setattr(convert.proof, "axes_that_do_not_slice", lambda *args: [])
     with pytest.raises(ProofError, match=r"slice = extraction \(half\) failed: error 1, allowed 1e-05 \(half\)"):
         sortify(Three(), ROW())
+
+
+def test_a_tensor_without_data_equals_nothing() -> None:
+    with torch._subclasses.FakeTensorMode():
+        fake = torch.ones(3)
+    assert proof.difference(fake, fake) == float("inf")
+    assert proof.difference(torch.ones(3), fake) == float("inf")

@@ -479,3 +479,44 @@ def test_a_refusal_names_the_users_line_and_prints_nothing(capfd: pytest.Capture
     with pytest.raises(CaptureError, match=r"Branches cannot be captured.*\(.*test_robustness\.py:\d+\)"):
         capture(Branches(), (rows(),))
     assert capfd.readouterr() == ("", "")
+
+
+class KeepsInEval(nn.Module):
+    """In evaluation mode what hangs on the weights alone is computed once and kept, until training goes on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.out = nn.Linear(8, 12), nn.Linear(12, 5)
+        self.scale = nn.Parameter(torch.ones(12))
+        self.kept: dict[str, Tensor] = {}
+
+    def train(self, mode: bool = True) -> KeepsInEval:
+        super().train(mode)
+        if mode:
+            self.kept = {}
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            scale = self.scale.exp()
+        else:
+            if "scale" not in self.kept:
+                self.kept["scale"] = self.scale.exp()
+            scale = self.kept["scale"]
+        out: Tensor = self.out(self.fc(x) * scale)
+        return out
+
+
+@pytest.mark.parametrize("ran_before", [False, True])
+def test_what_a_model_keeps_in_evaluation_is_neither_captured_nor_changed(ran_before: bool) -> None:
+    original = KeepsInEval().eval()
+    expected = original(rows()) if ran_before else None
+    kept = dict(original.kept)
+    model = sortify(original, (rows(),)).eval()
+    assert original.kept == kept
+    assert_close_outputs(original(rows()), expected if expected is not None else original(rows()), 0.0)
+    assert_close_outputs(model(rows()), original(rows()), SINGLE)
+    with torch.no_grad():
+        dict(model.named_parameters())["scale"].fill_(3.0)
+        original.train().eval().scale.fill_(3.0)
+    assert_close_outputs(model(rows()), original(rows()), SINGLE)
