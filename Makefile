@@ -13,7 +13,7 @@ UV := .tools/bin/uv
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help venv demo test test-long check lint types docs format lock report-models zoo zoo-full zoo-sample clean
+.PHONY: help venv demo test test-long check lint types docs format lock report-models zoo zoo-full zoo-sample bench-cost check-costs clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | awk -F '\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -51,6 +51,12 @@ zoo: $(READY) ## convert every torchvision model, 1 or 2 per timm module, every 
 
 zoo-full: $(READY) ## the same over all timm names; days on a small machine, resumable
 	OMP_NUM_THREADS=1 $(BIN)/python -m examples.coverage.sweep --zoo zoo-full --seconds 900 --memory 12
+
+bench-cost: $(READY) ## how many sub-networks of a ResNet-50 are costed per second, on one core
+	OMP_NUM_THREADS=1 $(BIN)/python examples/bench_cost.py
+
+check-costs: $(READY) ## predicted against counted costs of 12 library models, 50 sub-networks each; minutes, resumable
+	OMP_NUM_THREADS=1 $(BIN)/python examples/check_costs.py --out out/check_costs.jsonl
 
 zoo-sample: $(READY) ## the same over a fixed dozen of small models; minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m examples.coverage.sweep --zoo zoo-sample --strict --retry pass fail refused not-built

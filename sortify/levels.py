@@ -142,6 +142,7 @@ class Columns:
         self.all = columns_of(plan)
         present = {column.group for column in self.all}
         self.groups = tuple(group for group in GROUPS if group in present)
+        self._known: dict[str, tuple[int, list[int]]] = {}
 
     def named(self, key: str) -> tuple[int, list[int]]:
         """How particular a key is (3: one name, 2: a pattern, 1: a kind, 0: a group), and the places that it means.
@@ -149,6 +150,11 @@ class Columns:
         Raises:
             AxesError: it means nothing here.
         """
+        if key not in self._known:
+            self._known[key] = self._found(key)
+        return self._known[key]
+
+    def _found(self, key: str) -> tuple[int, list[int]]:
         columns = list(enumerate(self.all))
         ways = (
             (0, [place for place, column in columns if column.group == key]),

@@ -8,7 +8,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from sortify import calibration, checkpoint, extract, proof
 from sortify.blueprint import Blueprint
@@ -196,8 +198,8 @@ class SortedModel(GraphModule):
         """
         return self.space.cost(self._active if subnet is None else subnet, **sizes)
 
-    def costs(self, subnets: Sequence[Subnet], **sizes: int) -> Costs:
-        """The exact costs of many sub-networks at once, as arrays; see `cost`."""
+    def costs(self, subnets: Sequence[Subnet] | NDArray[np.int64], **sizes: int) -> Costs:
+        """The exact costs of many sub-networks at once, as arrays; see `Space.costs`."""
         return self.space.costs(subnets, **sizes)
 
     def print_graph(self, mode: str = "eval") -> str:

@@ -272,10 +272,25 @@ class Space:
         """The exact cost of one call of a sub-network; see `SortedModel.cost`."""
         return self._costs(subnet.values, **sizes)
 
-    def costs(self, subnets: Sequence[Subnet], **sizes: int) -> Costs:
-        """The exact costs of many sub-networks at once."""
-        values = np.array([subnet.values for subnet in subnets], dtype=np.int64)
-        return self._costs.table(values.reshape(len(subnets), len(self._columns.all)), **sizes)
+    def costs(self, subnets: Sequence[Subnet] | Matrix, **sizes: int) -> Costs:
+        """The exact costs of many sub-networks at once.
+
+        Args:
+            subnets: sub-networks, or their `values` as rows of a matrix (int64), which is a hundred times as fast.
+            sizes: open sizes, such as `batch=1`; else those of the example inputs.
+
+        Raises:
+            AxesError: a matrix has not one column per axis and chain, or a size is not among those of the model.
+        """
+        if not isinstance(subnets, np.ndarray):
+            values = np.array([subnet.values for subnet in subnets], dtype=np.int64)
+            return self._costs.table(values.reshape(len(subnets), len(self._columns.all)), **sizes)
+        full = np.array(self.full.values, dtype=np.int64)
+        if subnets.ndim != 2 or subnets.shape[1] != len(full):
+            raise AxesError(f"costs: expected a matrix of {len(full)} columns, axes then chains, got {subnets.shape}")
+        if subnets.size and ((subnets.max(axis=0) > full).any() or subnets.min() < 0):
+            raise AxesError("costs: a size is negative or larger than the full network's")
+        return self._costs.table(subnets, **sizes)
 
     def at(
         self,

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_space import SPACE
 
 from sortify.cost import METRICS, Cost, CostModel, Term
 from sortify.cost_table import CHUNK
 from sortify.dims import parse
+from sortify.errors import AxesError
 from sortify.open_sizes import OpenSize
 
 LAW = settings(derandomize=True, deadline=None, max_examples=60, database=None)
@@ -55,6 +57,16 @@ def test_more_than_one_chunk() -> None:
     model = CostModel([Term("flops", 2, (parse("a:7"),), (((0, 1),),))], ["a"])
     values = np.stack([np.arange(3 * CHUNK + 5) % 8, np.arange(3 * CHUNK + 5) % 4], axis=1)
     assert np.array_equal(model.table(values).flops, 2 * values[:, 0] * (values[:, 1] > 1))
+
+
+def test_a_matrix_of_values_is_checked() -> None:
+    values = np.array([SPACE.smallest.values, SPACE.full.values], dtype=np.int64)
+    assert list(SPACE.costs(values)) == [SPACE.cost(SPACE.smallest), SPACE.cost(SPACE.full)]
+    assert len(SPACE.costs(values[:0])) == len(SPACE.costs([])) == 0
+    with pytest.raises(AxesError, match=r"expected a matrix of 5 columns, axes then chains, got \(2, 4\)"):
+        SPACE.costs(values[:, 1:])
+    with pytest.raises(AxesError, match="larger than the full"):
+        SPACE.costs(values + 1)
 
 
 def test_a_wrong_table_is_seen() -> None:
