@@ -75,9 +75,9 @@ def run(
         raise typer.BadParameter("say how large: --budget 0.5, or --width, --heads, --depth")
     target, form = _target(output, format)
     model = sortify.load(dir)
-    subnet, rule = model.space.subnet(**fractions), ""
+    subnet, rule, own = model.space.subnet(**fractions), "", parse_sizes(sizes)
     if budget and not fractions:
-        chosen = model.choose(budget, metric, **parse_sizes(sizes))
+        chosen = model.choose(budget, metric, **own)
         subnet, rule = chosen.subnet, chosen.rule
     if model.space.trained is not None and not model.space.is_member(subnet):
         warn(f"{subnet} is none of the sub-networks that were trained; it may score far below its neighbours")
@@ -87,7 +87,7 @@ def run(
     error = _write(model, subnet, target, form)
     if rule:
         say(f"chosen: {subnet}: {rule}")
-    show(cost_table(model, {"full": model.space.full, "extracted": subnet}))
+    show(cost_table(model, {"full": model.space.full, "extracted": subnet}, own))
     say(f"check: outputs equal the sub-network's, largest difference {error:.1e}")
     say(f"saved: {target}" + ("  (use it: torch.export.load(path).module())" if form == "pt2" else "  (weights)"))
 

@@ -76,13 +76,18 @@ def counted(count: int, name: str, several: str | None = None) -> str:
     return f"{count} {name if count == 1 else several or name + 's'}"
 
 
-def cost_table(model: sortify.SortedModel, members: Mapping[str, sortify.Subnet]) -> Table:
-    """The costs of some sub-networks, and what share of the full network's they are."""
-    full = model.cost(model.space.full)
+def cost_table(
+    model: sortify.SortedModel, members: Mapping[str, sortify.Subnet], sizes: Mapping[str, int] | None = None
+) -> Table:
+    """The costs of some sub-networks, what share of the full network's they are, and for a call of which sizes."""
+    sizes = {**model.open_sizes, **(sizes or {})}
+    full = model.cost(model.space.full, **sizes)
     columns = ("parameters", "FLOPs", "activation bytes")
     made = table("sub-network", "", *columns, right=columns)
+    made.caption = f"one call at {', '.join(f'{name}={size}' for name, size in sizes.items())}" if sizes else None
+    made.caption_justify = "left"
     for name, member in members.items():
-        cost = model.cost(member)
+        cost = model.cost(member, **sizes)
         pairs = ((cost.params, full.params), (cost.flops, full.flops), (cost.activation_bytes, full.activation_bytes))
         made.add_row(name, str(member), *(f"{amount(a)} ({a / max(1, b):.0%})" for a, b in pairs))
     return made

@@ -300,6 +300,10 @@ def _check_plan(file: Path, blueprint: Blueprint, tensors: Mapping[str, torch.Te
     _require(set(aliases.values()) <= set(tensors) and not set(aliases) & set(tensors), file, "names of tied tensors")
     _require(blueprint.source is None or isinstance(blueprint.source, str), file, "a source as text")
     try:
+        blueprint.costs(blueprint.space.full.values)
+    except (LookupError, InputError) as error:
+        _require(False, file, f"costs of the axes and blocks of this model, but {error} is none")
+    try:
         blueprint.space.knobs  # noqa: B018 - works out what was trained
     except AxesError as error:
         _require(False, file, f"trained levels of this model, but {error}")

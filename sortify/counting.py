@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import fx
@@ -68,9 +69,12 @@ def _open_sizes(captured: Captured, taken: set[str]) -> _Found:
             own = _unused(name, {*taken, *chosen})
             chosen[own] = OpenSize(own, hint(size))
             rules[symbol] = own if found.count == 1 else f"{own} / {found.count}"
-    for size in _all_sizes(captured):
-        for symbol in size_of_dimension(size).symbols:
-            hints.setdefault(symbol, _hint_of(symbol, size))
+    for size in sorted(_all_sizes(captured), key=lambda size: len(size_of_dimension(size).symbols)):
+        found = size_of_dimension(size)
+        new = [symbol for symbol in found.symbols if symbol not in hints]
+        if len(new) == 1:
+            others = math.prod(hints[symbol] for symbol in found.symbols if symbol != new[0])
+            hints[new[0]] = hint(size) // max(1, found.count * others)
     names = {symbol: f"({rule})" if "/" in rule else rule for symbol, rule in rules.items()}
     by_symbol, opens = {}, [*chosen.values()]
     values = {each.name: each.size for each in opens}
@@ -110,17 +114,6 @@ def _all_sizes(captured: Captured) -> Iterator[int | torch.SymInt]:
         for tensor in value if isinstance(value, (list, tuple)) else [value]:
             if isinstance(tensor, torch.Tensor):
                 yield from tensor.shape
-
-
-def _hint_of(symbol: str, size: int | torch.SymInt) -> int:
-    """The size of one symbol in a dimension, at the example inputs."""
-    found = size_of_dimension(size)
-    if len(found.symbols) == 1:
-        return hint(size) // max(1, found.count)
-    expression = cast(Any, size).node.expr
-    own = next(each for each in expression.free_symbols if str(each) == symbol)
-    known = cast(Any, size).node.shape_env.size_hint(own, allow_none=True)
-    return 1 if known is None else int(known)
 
 
 def hint(size: int | torch.SymInt) -> int:

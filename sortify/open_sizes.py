@@ -93,7 +93,7 @@ def value_of(rule: str, values: Mapping[str, int]) -> int:
     """
     try:
         found = _value(ast.parse(rule, mode="eval").body, values)
-    except SyntaxError:
+    except (SyntaxError, TypeError, RecursionError, MemoryError):
         raise ValueError("the rule is not understood") from None
     if found != int(found):
         raise ValueError(f"{found} is no whole number")

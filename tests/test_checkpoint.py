@@ -347,6 +347,10 @@ HOSTILE: dict[str, Callable[[Any], Any]] = {
         {"name": "c", "blocks": [{"name": "b", "regions": {"train": {"entry": "e", "exit": "e", "nodes": []}}}]}
     ),
     "costs": lambda m: m.update(costs="evil"),
+    "cost of an unknown metric": lambda m: m["costs"]["terms"].append(["evil", 1, "5", [[]]]),
+    "cost of an unknown axis": lambda m: m["costs"]["terms"].append(["flops", 1, "evil:5", [[]]]),
+    "cost of an unknown chain": lambda m: m["costs"]["terms"].append(["flops", 1, "5", [[[99, 0]]]]),
+    "open size without a size": lambda m: m["costs"]["open"].append(["batch", "evil", ""]),
     "signature": lambda m: m.update(signature={"parameters": [], "arguments": [], "positional": 7}),
     "signature of no argument": lambda m: m["signature"].update(arguments=[], positional=0),
     "source is no text": lambda m: m.update(source={"a": 1}),

@@ -216,6 +216,7 @@ def test_budgets_have_units_and_several_hold_together(trained: Path) -> None:
     flops = model.cost(chosen, batch=1).flops
     once = works(trained, "extract", "--budget", f"{flops} flops", "--sizes", "batch=1", "-o", "c.safetensors").stdout
     assert f"chosen: {chosen}:" in once
+    assert "one call at batch=1" in once
     (trained / "sortify.toml").write_text('[extract]\nbudget = ["90%", "0.95 params"]\noutput = "d.safetensors"\n')
     assert "chosen: " in works(trained, "extract").stdout
 

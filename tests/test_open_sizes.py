@@ -40,7 +40,21 @@ def test_rules_are_computed(rule: str, value: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "rule", ["c", "a +", "a / b", "0.25*a", "Oracle(a)", "a.size", "a[0]", "__import__('os')", "a**99", "(lambda: 1)()"]
+    "rule",
+    [
+        "c",
+        "a +",
+        "a / b",
+        "0.25*a",
+        "Oracle(a)",
+        "a.size",
+        "a[0]",
+        "__import__('os')",
+        "a**99",
+        "(lambda: 1)()",
+        "Mod(a)",
+        f"{'(' * 400}a{')' * 400}",
+    ],
 )
 def test_what_is_no_rule_is_refused(rule: str) -> None:
     with pytest.raises(ValueError, match=r"not understood|no whole number"):
