@@ -192,7 +192,7 @@ def test_wrong_budgets_are_refused_in_one_line() -> None:
         ("above 0", BudgetError, {"budget": 0.0}),
         ("above 0", BudgetError, {"budget": -0.5}),
         ("above 0", BudgetError, {"budget": float("nan")}),
-        ("'speed': expected one of flops, params", BudgetError, {"budget": 0.5, "metric": "speed"}),
+        ("'speed': expected one of params, flops", BudgetError, {"budget": 0.5, "metric": "speed"}),
         ("either a budget, such as 0.5, or a subnet", BudgetError, {}),
         ("either a budget, such as 0.5, or a subnet", BudgetError, {"budget": 0.5, "subnet": half(model)}),
         ("does not belong to this model", BudgetError, {"subnet": half(other)}),
