@@ -38,7 +38,10 @@ class TensorInfo:
 
 @dataclass(frozen=True, eq=False)
 class Captured:
-    """A captured model: programs by mode ('train', 'eval'), tensors by original name, and the call signature."""
+    """A captured model: programs by mode ('train', 'eval'), tensors by original name, and the call signature.
+
+    `skips` says that training skips parts at random, and that the train program never does.
+    """
 
     programs: Mapping[str, Program]
     tensors: Mapping[str, torch.Tensor]
@@ -47,6 +50,7 @@ class Captured:
     signature: Signature
     examples: tuple[torch.Tensor, ...]
     notes: tuple[str, ...]
+    skips: bool = False
 
 
 def capture(
@@ -95,11 +99,14 @@ def capture(
         if specs is not None and specs[place[0]].shape[place[1]] is not None
     ]
     told = dict.fromkeys(note for program in programs.values() for note in program.notes)
-    notes += [*added, *moved, *fixed, *shared, *told]
-    return Captured(programs, tensors, infos, aliases, signature.with_specs(specs or []), tuple(leaves), tuple(notes))
+    skipped = [SKIPPED] if export.skips else []
+    notes += [*added, *moved, *fixed, *shared, *told, *skipped]
+    signature = signature.with_specs(specs or [])
+    return Captured(programs, tensors, infos, aliases, signature, tuple(leaves), tuple(notes), export.skips)
 
 
 PROOF_SIZE = 256
+SKIPPED = "parts that training skips at random are always run"
 
 
 def examples_to_prove(captured: Captured, module: nn.Module) -> tuple[torch.Tensor, ...]:
@@ -158,7 +165,9 @@ def _ordered(module: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str,
 def _passes_cache_on(module: nn.Module) -> bool:
     """Whether a call hands out a cache because its configuration says so, and takes `**kwargs` that may decline it."""
     spread = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(module.forward).parameters.values())
-    return spread and getattr(getattr(module, "config", None), CACHE, None) is True
+    config = getattr(module, "config", None)
+    configs = [config, *(vars(config).values() if hasattr(config, "__dict__") else ())]
+    return spread and any(getattr(each, CACHE, None) is True for each in configs)
 
 
 def _two_samples(value: Any) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import nn
 from sortify import calibration, parts_store, proof
 from sortify.blueprint import Blueprint
 from sortify.budget import Budget
+from sortify.capture import SKIPPED
 from sortify.cost import Cost
 from sortify.difference import difference
 from sortify.errors import CaptureError, CheckpointError, InputError, SortifyError
@@ -28,7 +29,7 @@ from sortify.model import SortedModel
 from sortify.model import load as load_whole
 from sortify.network import hold
 from sortify.plan import Plan
-from sortify.prepare import Example, unwrap
+from sortify.prepare import Example, never_skipping, unwrap
 from sortify.scores import read_scores
 from sortify.signature import Signature
 from sortify.space import Space, Subnet, Trained
@@ -323,7 +324,9 @@ def compare_whole(expected: nn.Module, model: ComposedModel, example: Example, t
     """One row of a proof: the composed model against another module, on the example call."""
     name = f"whole ({'train' if training else 'eval'})"
     note = "full model in parts = original" if not isinstance(expected, ExtractedModel) else "full model = extraction"
-    theirs = run_untouched(expected, example.args, example.kwargs, training)
+    skips = any(frozen.why == SKIPPED for part in model.parts.values() for frozen in part.frozen)
+    with never_skipping() if skips else nullcontext():
+        theirs = run_untouched(expected, example.args, example.kwargs, training)
     try:
         ours = run_untouched(model, example.args, example.kwargs, training)
     except Exception as error:  # whatever the code around asks of a part that the part does not have

@@ -30,7 +30,7 @@ from sortify.inputs import example_inputs_for
 from sortify.model import SortedModel
 from sortify.parts import sortify_parts
 from sortify.plan import make_plan
-from sortify.prepare import Example, unwrap
+from sortify.prepare import Example, never_skipping, unwrap
 
 FOUND = Control()
 
@@ -128,7 +128,8 @@ def _proven(found: _Found, module: nn.Module) -> tuple[Blueprint, proof.Report]:
         blueprint, atoms = _plan(found)
         if any(tensor.is_meta for tensor in captured.tensors.values()):
             return blueprint, proof.NOT_RUN
-        report = proof.prove(blueprint, captured.tensors, examples, module)
+        with never_skipping() if captured.skips else nullcontext():
+            report = proof.prove(blueprint, captured.tensors, examples, module)
         if report.passed:
             return blueprint, report
         failing = [] if _passed(report, "permutation") else proof.failing_axes(blueprint, captured.tensors, examples)

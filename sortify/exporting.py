@@ -7,18 +7,22 @@ the caller names. Where the tracer refuses, dimensions are given up one by one, 
 from __future__ import annotations
 
 import inspect
+import pickle
+import random
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from sortify.errors import CaptureError
-from sortify.prepare import mode_of, open_dataclasses, quiet_tracing
+from sortify.prepare import mode_of, never_skipping, open_dataclasses, quiet_tracing
 from sortify.signature import LeafSpec
 
 Place = tuple[int, int]
@@ -78,6 +82,7 @@ class Exporter:
         self.module, self.args, self.kwargs = module, args, dict(kwargs)
         self.wanted = list(wanted)
         self.refused: dict[Place, str] = {}
+        self.skips = False  # whether training skips parts at random, and is exported without
         self.parameters = list(inspect.signature(module.forward).parameters.values())
 
     def __call__(self, training: bool) -> fx.GraphModule:
@@ -88,9 +93,14 @@ class Exporter:
         """
         try:
             return self._export(self.wanted, training)
+        except ExportError:
+            raise
         except Exception as error:
             first = error
         if self._learn_outputs(training):
+            return self(training)
+        if training and not self.skips and _hangs_on_data(first) and self._draws_one_number():
+            self.skips = True
             return self(training)
         try:
             found = self._export([], training)
@@ -118,7 +128,8 @@ class Exporter:
 
     def _export(self, opened: Sequence[Place], training: bool) -> fx.GraphModule:
         shapes = self._shapes(set(opened))
-        with mode_of(self.module, training), quiet_tracing():
+        skips = never_skipping() if self.skips and training else nullcontext()
+        with mode_of(self.module, training), quiet_tracing(), skips, _no_other_draws(self.module, training):
             exported = torch.export.export(self.module, self.args, self.kwargs, dynamic_shapes=shapes, strict=False)
             return exported.module(check_guards=False)
 
@@ -150,6 +161,45 @@ class Exporter:
                 f"({'train' if training else 'eval'} mode): {type(error).__name__}: {first_line(error)}"
             ) from error
 
+    def _draws_one_number(self) -> bool:
+        """Whether a call in training draws a lone random number, as to decide whether a layer is skipped."""
+        with never_skipping() as drawn:
+            run_untouched(self.module, self.args, self.kwargs, True)
+        return bool(drawn.count)
+
+
+@contextmanager
+def _other_draws() -> Iterator[list[bool]]:
+    """Give NumPy's and Python's random numbers back afterwards; the list is filled with True if any were drawn."""
+    plain, numpy, drawn = random.getstate(), np.random.get_state(), list[bool]()
+    try:
+        yield drawn
+    finally:
+        if random.getstate() != plain or pickle.dumps(np.random.get_state()) != pickle.dumps(numpy):
+            drawn.append(True)
+        random.setstate(plain)
+        np.random.set_state(numpy)
+
+
+@contextmanager
+def _no_other_draws(module: nn.Module, training: bool) -> Iterator[None]:
+    """Refuse a module that draws numbers by NumPy or Python's `random`: a graph would hold the same ones for ever."""
+    with _other_draws() as drawn:
+        yield
+    if drawn:
+        raise ExportError(
+            f"{type(module).__name__} draws numbers by NumPy or Python's random ({'train' if training else 'eval'} "
+            "mode), as for masks of its inputs: a graph would hold the same ones for ever; draw them by torch, switch "
+            "that off, or do it outside of the model"
+        )
+
+
+def _hangs_on_data(error: BaseException) -> bool:
+    """Whether the tracer stopped at a decision that hangs on the numbers in a tensor."""
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode  # slow to import
+
+    return any(isinstance(each, GuardOnDataDependentSymNode) for each in (error, error.__cause__))
+
 
 def _described(value: Any, describe: Callable[[Any], Any]) -> Any:
     """Each leaf described; classes that are no plain containers become the list of their parts, as export wants."""
@@ -166,7 +216,7 @@ def run_untouched(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
     """The output of one call without gradients that changes neither the module, nor the inputs, nor random state."""
     state = {name: buffer.clone() for name, buffer in module.named_buffers()}
     args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, dict(kwargs)))
-    with torch.random.fork_rng(), torch.no_grad(), mode_of(module, training):
+    with torch.random.fork_rng(), _other_draws(), torch.no_grad(), mode_of(module, training):
         return torch.func.functional_call(module, state, args, dict(kwargs))
 
 

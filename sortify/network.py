@@ -158,4 +158,3 @@ def _place(root: nn.Module, name: str) -> tuple[dict[str, Any], str]:
     path, _, key = name.rpartition(".")
     holder = _holder(root, path)
     return (holder._parameters if key in holder._parameters else holder._buffers), key
-

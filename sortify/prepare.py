@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from sortify.errors import CaptureError
@@ -182,6 +183,37 @@ def _containers(value: Any) -> list[tuple[Container, Container]]:
 def _refill(container: Any, contents: Any) -> None:
     container.clear()
     (container.extend if isinstance(container, list) else container.update)(contents)
+
+
+class One(float):
+    """A drawn number that is always 1; as a plain number it can decide what a traced model does next."""
+
+    def item(self) -> float:
+        return float(self)
+
+
+class never_skipping(TorchFunctionMode):
+    """While it is entered, `torch.rand` of a single number gives 1: layers skipped with some probability are run.
+
+    LayerDrop (arXiv 1909.11556) draws one number per layer and compares it; a graph cannot hold that choice. Depth of
+    a sorted model is drawn by the sampler instead. `count` tells how many numbers were asked for.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.rand and _single(args):
+            self.count += 1
+            return One(1.0)
+        return function(*args, **(kwargs or {}))
+
+
+def _single(sizes: Any) -> bool:
+    """Whether these sizes, in any of the spellings that torch takes, are those of one number."""
+    flat = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
+    return all(type(size) is int and size == 1 for size in flat)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from compare import assert_close_outputs, assert_same_tensors
@@ -520,3 +521,61 @@ def test_what_a_model_keeps_in_evaluation_is_neither_captured_nor_changed(ran_be
         dict(model.named_parameters())["scale"].fill_(3.0)
         original.train().eval().scale.fill_(3.0)
     assert_close_outputs(model(rows()), original(rows()), SINGLE)
+
+
+class LayerDrop(nn.Module):
+    """In training each layer is skipped with some probability."""
+
+    def __init__(self, drawn: Callable[[], Any]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        self.out, self.drawn = nn.Linear(8, 5), drawn
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            if self.training and self.drawn() < 0.5:
+                continue
+            x = x + layer(x).relu()
+        out: Tensor = self.out(x)
+        return out
+
+
+@pytest.mark.parametrize(
+    "drawn", [lambda: torch.rand([]), lambda: torch.rand(1), lambda: torch.rand(()).item(), lambda: torch.rand(1, 1)]
+)
+def test_layers_that_training_skips_at_random_are_always_run(drawn: Callable[[], Any]) -> None:
+    original = LayerDrop(drawn)
+    model = sortify(original, (rows(),))
+    assert "parts that training skips at random are always run" in notes(model)
+    assert [len(chain.blocks) for chain in model.chains.values()] == [3]
+    assert_close_outputs(model.eval()(rows()), original.eval()(rows()), SINGLE)
+    assert torch.equal(model.train()(rows()), model.eval()(rows()))
+
+
+def test_a_decision_about_the_inputs_is_still_refused() -> None:
+    with pytest.raises(CaptureError, match="data-dependent"):
+        sortify(LayerDrop(lambda: 0.0 * torch.ones(1).sigmoid()), (rows(),))
+
+
+class MasksByNumPy(nn.Module):
+    """In training some steps are hidden, drawn by NumPy; the layers behind it know nothing of that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+        self.out = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            x = x * torch.tensor(np.random.rand(len(x), 1) > 0.1)
+        out: Tensor = self.out(self.layers(x))
+        return out
+
+
+def test_numbers_drawn_outside_torch_are_not_frozen_into_a_graph() -> None:
+    before = np.random.get_state()[1].tobytes()  # type: ignore[index, union-attr]
+    with pytest.raises(CaptureError, match=r"draws numbers by NumPy or Python's random \(train mode\)"):
+        capture(MasksByNumPy(), (rows(),))
+    assert np.random.get_state()[1].tobytes() == before  # type: ignore[index, union-attr]
+    model = sortify(MasksByNumPy(), (rows(),))
+    assert set(model.parts) == {"layers"}  # type: ignore[attr-defined]

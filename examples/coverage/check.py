@@ -8,22 +8,26 @@ from __future__ import annotations
 import copy
 import json
 import math
+import random
 import sys
 import time
 import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from examples.coverage import models
-from examples.coverage.feeds import Inputs, call_of, clone
+from examples.coverage.feeds import Inputs, call_of, clone, wants_targets
 from sortify import ProofError, SortedModel, SortifyError, Subnet, sortify
+from sortify.prepare import never_skipping
 
 DOUBLE, SINGLE, SHARE = 1e-9, 1e-5, 0.99
 Row = dict[str, Any]
@@ -59,18 +63,21 @@ def _fill(row: Row, name: str) -> None:
     row |= {"how": built.how, "parameters": sum(p.numel() for p in original.parameters()), "stage": "convert"}
     perturb(original)
     model = sortify(original.eval(), inputs)
+    if isinstance(inputs, dict) and any(note.why.startswith("use_cache=False") for note in model.frozen):
+        inputs["use_cache"] = False
     row |= describe(model, {name: p.numel() for name, p in original.named_parameters()})
     row["stage"] = "identity"
     proven = [line for line in model.report.rows if line.name.startswith("permutation")] if model.report else []
     errors = {line.name: line.error for line in proven}
     allowed = {line.name: max(line.tolerance, DOUBLE) for line in proven}
-    for mode in ("eval", "train"):
+    modes = ("eval",) if wants_targets(original) else ("eval", "train")
+    for mode in modes:
         row["stage"] = f"identity ({mode})"
         error, single = identity(model, original, inputs, mode)
         errors[row["stage"]], allowed[row["stage"]] = error, SINGLE if single else DOUBLE
     generator = torch.Generator().manual_seed(7)
     for label, subnet in (("smallest", model.space.smallest), ("random", model.space.sample(generator))):
-        for mode in ("eval", "train"):
+        for mode in modes:
             row["stage"] = f"{label} ({mode})"
             errors[row["stage"]] = slicing(model, subnet, inputs, mode)
             allowed[row["stage"]] = SINGLE
@@ -127,11 +134,16 @@ def frozen_reasons(model: SortedModel, sizes: Mapping[str, int], elastic: set[st
         reason = f"{frozen.op}: {frozen.why}" if frozen.op else frozen.why
         first.setdefault(frozen.where.partition(" dimension ")[0], reason)
         places.setdefault(reason, f"{frozen.where}; {frozen.module} ({Path(frozen.source).name})")
+    left: Mapping[str, str] = getattr(model, "left", {})
+    for path, why in sorted(left.items(), key=lambda item: -len(item[0])):
+        for name in sizes:
+            if name.startswith(f"{path}."):
+                first.setdefault(name, f"runs as it was: {why}")
     total = max(1, sum(sizes.values()))
     found: Counter[str] = Counter()
     for name, size in sizes.items():
         if name not in elastic:
-            found[first.get(name, "no reason given")] += size
+            found[first.get(name, "outside of every part" if left else "no reason given")] += size
     most = found.most_common(8)
     return {
         "frozen": {reason: round(count / total, 6) for reason, count in most},
@@ -160,15 +172,23 @@ def identity(model: SortedModel, original: nn.Module, inputs: Inputs, mode: str)
     try:
         wide = copy.deepcopy(original).double()
         copied = copy.deepcopy(model).double()
-        with _Narrow() as narrow:
+        with _Narrow() as narrow, _skipped_as_in(model):
             expected = run(wide, doubled(inputs), mode)
         found = run(copied, doubled(inputs), mode)
     except Exception:
         expected, found = None, None
     if expected is None or not finite(expected):  # the original itself does not work in float64
-        expected, found = run(copy.deepcopy(original), inputs, mode), run(copy.deepcopy(model), inputs, mode)
+        with _skipped_as_in(model):
+            expected = run(copy.deepcopy(original), inputs, mode)
+        found = run(copy.deepcopy(model), inputs, mode)
         return difference(expected, found), True
     return difference(expected, found), narrow.seen
+
+
+def _skipped_as_in(model: SortedModel) -> AbstractContextManager[Any]:
+    """The sorted model may run what the original skips at random in training: then the original is made to run it."""
+    said = any("parts that training skips" in frozen.why for frozen in model.frozen)
+    return never_skipping() if said else nullcontext()
 
 
 class _Narrow(TorchDispatchMode):
@@ -202,7 +222,8 @@ def run(module: nn.Module, inputs: Inputs, mode: str) -> Any:
     args, kwargs = call_of(inputs)
     before = module.training
     module.train(mode == "train")
-    torch.manual_seed(11)
+    for seed in (torch.manual_seed, np.random.seed, random.seed):
+        seed(11)
     try:
         with torch.no_grad():
             return module(*clone(args), **clone(kwargs))

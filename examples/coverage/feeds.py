@@ -40,13 +40,19 @@ def first_that_runs(module: nn.Module, hint: str) -> tuple[Inputs | None, str]:
         args, kwargs = call_of(inputs)
         try:
             with torch.no_grad():
-                module.train()(*clone(args), **clone(kwargs))
+                if not wants_targets(module):
+                    module.train()(*clone(args), **clone(kwargs))
                 module.eval()(*clone(args), **clone(kwargs))
         except Exception as error:
             problems.append(f"{type(error).__name__}: {error}".splitlines()[0][:200])
             continue
         return inputs, ""
     return None, "; ".join(dict.fromkeys(problems)) or "no inputs could be inferred"
+
+
+def wants_targets(module: nn.Module) -> bool:
+    """Whether training takes targets beside the inputs, as detection models do, which then return losses."""
+    return "targets" in inspect.signature(module.forward).parameters
 
 
 def call_of(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -112,7 +118,7 @@ def _made(config: Any, names: list[str], wanted: list[str], image: int | None, s
                 made[name] = torch.tensor([1, 2, 5, 9]).expand(*made["input_ids"].shape, 4).clone()
     if "decoder_input_ids" in names and "decoder_input_ids" not in made:
         made["decoder_input_ids"] = _ids(config, generator, None, 0)
-    if "use_cache" in names or ("kwargs" in names and getattr(config, "use_cache", False)):
+    if "use_cache" in names:
         made["use_cache"] = False
     return made
 
