@@ -73,14 +73,23 @@ def facts(model: sortify.SortedModel) -> dict[str, Any]:
 
 
 def _axes(model: sortify.SortedModel) -> Any:
-    counts = parameter_counts(model)
+    counts, flops = parameter_counts(model), model.shares("flops")
     whole = max(1, sum(counts.values()))
-    numbers = ("size", "levels", "tensors", "% of parameters")
+    numbers = ("size", "levels", "tensors", "% of parameters", "% of FLOPs")
     made = table("axis", "kind", *numbers, right=numbers, title=counted(len(model.axes), "axis", "axes"))
     for axis in model.axes.values():
         share = sum(counts.get(name, 0) for name in axis.parameters) / whole
         levels = " ".join(map(str, axis.levels))
-        made.add_row(axis.name, axis.kind, str(axis.size), levels, str(len(axis.parameters)), f"{share:.1%}")
+        made.add_row(
+            axis.name,
+            axis.kind,
+            str(axis.size),
+            levels,
+            str(len(axis.parameters)),
+            f"{share:.1%}",
+            f"{flops[axis.name]:.1%}",
+        )
+    made.caption, made.caption_justify = "shares are of what the axis reaches, and overlap", "left"
     return made
 
 

@@ -15,7 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sortify.cost_table import CostTable, bound
-from sortify.dims import Concat, Dim, Fixed, Named, Product, active, concat, parse_shape, product, shape_text
+from sortify.dims import (
+    Concat,
+    Dim,
+    Fixed,
+    Named,
+    Product,
+    active,
+    axes_of,
+    concat,
+    full,
+    parse_shape,
+    product,
+    shape_text,
+)
 from sortify.open_sizes import Opens, chosen_by_caller, opens_from_json, opens_to_json, sizes_at
 from sortify.presence import ALWAYS, Needs
 
@@ -118,6 +131,22 @@ class CostModel:
         """
         compiled, largest = self._compiled(values.shape[1], tuple(sorted(sizes.items())))
         return Costs(*compiled(values, largest))
+
+    def shares(self, metric: str = "flops") -> dict[str, float]:
+        """For every axis the share of the full network's cost that its size multiplies; they overlap.
+
+        Under the name '' stands the share that any axis multiplies.
+        """
+        found = dict.fromkeys(("", *self._axes), 0)
+        whole = 0
+        for term in self.at_examples():
+            if term.metric == metric:
+                value = term.weight * math.prod(map(full, term.dims))
+                whole += value
+                names = {axis.axis for dim in term.dims for axis in axes_of(dim)}
+                for name in names | ({""} if names else set()):
+                    found[name] += value
+        return {name: value / max(1, whole) for name, value in found.items()}
 
     def at_examples(self) -> tuple[Term, ...]:
         """The terms with every open size as it is at the example inputs."""

@@ -202,6 +202,14 @@ class SortedModel(GraphModule):
         """The exact costs of many sub-networks at once, as arrays; see `Space.costs`."""
         return self.space.costs(subnets, **sizes)
 
+    def shares(self, metric: str = "flops") -> dict[str, float]:
+        """For every axis the share of the full network's cost that its size multiplies; for '' that of all together.
+
+        Args:
+            metric: flops, params or activation_bytes.
+        """
+        return self.blueprint.costs.shares(metric)
+
     def print_graph(self, mode: str = "eval") -> str:
         """The rewritten graph as code: slice nodes, computed sizes, blocks."""
         return readable(self.blueprint.sorted_runners[mode].module)

@@ -285,3 +285,12 @@ def test_open_sizes_survive_a_checkpoint(tmp_path: Path) -> None:
     again = load(tmp_path)
     assert again.open_sizes == model.open_sizes
     assert again.cost(batch=3, x_2=21) == model.cost(batch=3, x_2=21) != model.cost()
+
+
+def test_shares_tell_what_each_axis_multiplies() -> None:
+    """Two layers of 8 x 16 and 16 x 5: the middle axis multiplies everything but the last bias."""
+    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 5))
+    model = sortify(net, (torch.rand(2, 8),))
+    (axis,) = model.axes
+    assert model.shares("flops") == {"": 1.0, axis: 1.0}
+    assert model.shares("params")[axis] == pytest.approx(1 - 5 / (8 * 16 + 16 + 16 * 5 + 5))

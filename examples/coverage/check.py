@@ -153,9 +153,10 @@ def frozen_reasons(model: SortedModel, sizes: Mapping[str, int], elastic: set[st
 
 def flops_share(model: SortedModel) -> float | None:
     """The share of FLOPs in operations whose size depends on an axis; of a model in parts, of its parts."""
-    terms = [t for part in wholes(model) for t in part.blueprint.costs.terms if t.metric == "flops"]
-    full = sum(part.cost(part.space.full).flops for part in wholes(model))
-    return round(1 - sum(t.weight for t in terms if not t.dims) / full, 6) if full else None
+    costs = [part.cost(part.space.full).flops for part in wholes(model)]
+    shares = [part.shares("flops")[""] for part in wholes(model)]
+    full = sum(costs)
+    return round(sum(c * share for c, share in zip(costs, shares, strict=True)) / full, 6) if full else None
 
 
 def perturb(module: nn.Module) -> None:
