@@ -14,7 +14,7 @@ Rooms, in the order in which data flows, each importing only what stands before 
     levels, subnet, budget, search, space   sub-networks, what there is to choose from, and the one for a budget
     network, blueprint   modules made of graphs; everything but the tensors
     extract, proof       sub-networks on their own; checks by running
-    calibration, checkpoint, scores, model   the sorted model
+    calibration, checkpoint, scores, order, model   the sorted model
     merging, parts_store, composed, parts   models that are captured in parts
     convert              all of it in one call
     data, tasks, samplers, update, train, evaluate, picture   training and what came of it

@@ -196,6 +196,18 @@ class ComposedModel(SortedModel):
             handle.remove()
         return seen
 
+    def forget_statistics(self) -> None:
+        super().forget_statistics()
+        for part in self._parts:
+            part.model.forget_statistics()
+
+    def captured_parts(self) -> list[tuple[str, SortedModel]]:
+        return [(f"{part.path}.", part.model) for part in self._parts]
+
+    def captured_inputs(self, batch: Any) -> list[tuple[str, list[torch.Tensor]]]:
+        calls = [(part, call) for part in self._parts for call in self._inputs_of(part, batch)]
+        return [(f"{part.path}.", calibration.bind_batch(part.model, call)) for part, call in calls]
+
     def _measured(self, subnet: Subnet) -> dict[str, torch.Tensor]:
         found = {part.path: part.model.statistics.get(split(subnet, part), {}) for part in self._parts}
         return {f"{path}.{name}": tensor for path, own in found.items() for name, tensor in own.items()}

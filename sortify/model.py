@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from sortify import calibration, checkpoint, extract, proof
+from sortify import order as ordering
 from sortify.blueprint import Blueprint
 from sortify.budget import Budget
 from sortify.cost import Cost, Costs
@@ -231,6 +232,48 @@ class SortedModel(GraphModule):
         """
         if self.has_batch_statistics:
             self._statistics[self._active] = calibration.measure(self, loader, batches)
+
+    def forget_statistics(self) -> None:
+        """Drop all recalibrated statistics: the weights that they were measured with are gone."""
+        self._statistics.clear()
+
+    # -- order
+
+    def order(
+        self,
+        by: str = "magnitude",
+        data: Iterable[Any] | None = None,
+        batches: int = 20,
+        *,
+        loss: ordering.Loss | None = None,
+        progress: ordering.Progress | None = None,
+    ) -> ordering.Ordered:
+        """Sort the units of every axis by importance, in place: small sub-networks keep the most important ones.
+
+        The full network's function stays what it is, which is checked on the example inputs. Parameters, buffers and
+        gradients are permuted; the states of an optimiser are not: make it afterwards. Recalibrated statistics
+        are forgotten.
+
+        Args:
+            by: `magnitude` (no data), `activation` or `taylor`; see `sortify/order.py`.
+            data: batches as for `recalibrate`; taylor needs (inputs, target) or a mapping with labels.
+            batches: how many to use.
+            loss: for taylor, a function of (outputs, target); else `output.loss` or the cross-entropy of logits.
+            progress: called with (batches done, batches).
+
+        Raises:
+            DataError: unknown measure, or data is missing or does not fit.
+            ProofError: outputs would change; the weights are then as they were.
+        """
+        return ordering.order(self, by, data, batches, loss, progress)
+
+    def captured_parts(self) -> list[tuple[str, SortedModel]]:
+        """The captured models that this one is made of, with what stands before their names: itself."""
+        return [("", self)]
+
+    def captured_inputs(self, batch: Any) -> list[tuple[str, list[torch.Tensor]]]:
+        """What each captured model is called with on a batch."""
+        return [("", calibration.bind_batch(self, batch))]
 
     # -- what comes out
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,11 +29,20 @@ class Runner:
         self, leading: Sequence[Any], tensors: Mapping[str, torch.Tensor], inputs: Sequence[torch.Tensor]
     ) -> Any:
         """Run on any tensors: `tensors` maps original names to what stands in for them (looked up as needed)."""
+        return self.run_with(self.module, tensors, inputs, leading)
+
+    def run_with(
+        self,
+        run: Callable[..., Any],
+        tensors: Mapping[str, torch.Tensor],
+        inputs: Sequence[torch.Tensor],
+        leading: Sequence[Any] = (),
+    ) -> Any:
+        """As a call, with something else that takes the graph's arguments in the place of the graph."""
         values = [tensors[name] for name in self.tensors]
         reference = next((t for t in values if t.is_floating_point()), None)
         reference = reference if reference is not None else next(iter([*values, *inputs]))
-        flat = self.module(*leading, reference.device, reference.dtype, *values, *inputs)
-        return self.outputs.build(flat)
+        return self.outputs.build(run(*leading, reference.device, reference.dtype, *values, *inputs))
 
 
 def used_tensors(program: Program) -> dict[fx.Node, str]:

@@ -46,7 +46,7 @@ ROOMS = [
     ["network", "blueprint"],
     ["extract"],
     ["proof"],
-    ["calibration", "checkpoint", "scores", "model"],
+    ["calibration", "checkpoint", "scores", "order", "model"],
     ["merging", "parts_store", "composed", "parts"],
     ["convert"],
     ["batches", "tasks", "samples", "data_arrays", "data_images", "data_texts", "data_saved", "data"],
