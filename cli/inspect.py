@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -37,10 +38,17 @@ def run(
         bool,
         typer.Option("--why", help="Tell of every fixed dimension what made it so, where, and what would free it."),
     ] = False,
+    picture: Annotated[
+        Path | None,
+        typer.Option("--picture", help="Draw costs, and blocks with their elastic widths: FILE.svg or FILE.png."),
+    ] = None,
     verbose: Verbose = False,
 ) -> None:
     """Show axes, depth, what is fixed and why, costs, and what was trained."""
     model = sortify.load(dir, runnable=False)
+    if picture is not None:
+        say(f"saved: {sortify.draw_model(model, picture)}")
+        return
     if as_json:
         say(json.dumps(facts(model), indent=1))
         return

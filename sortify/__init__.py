@@ -47,6 +47,7 @@ from sortify.extract import ExtractedModel, write
 from sortify.inputs import example_inputs_for
 from sortify.model import SortedModel
 from sortify.picture import draw
+from sortify.portrait import draw_model
 from sortify.plan import Axis, Frozen, Plan
 from sortify.proof import Check, Report
 from sortify.samplers import SAMPLERS, make_sampler
@@ -97,6 +98,7 @@ __all__ = [
     "TrainingError",
     "difference",
     "draw",
+    "draw_model",
     "evaluate",
     "example_inputs_for",
     "load",

@@ -63,7 +63,7 @@ def make_figure(evaluation: Evaluation) -> Figure:
 
 def _scatter(panel: Axes, evaluation: Evaluation) -> None:
     """Draw score (in per cent) against FLOPs."""
-    _plain(panel)
+    plain(panel)
     others = [row for row in evaluation.rows if not row.front]
     front = evaluation.front
     size = 6 if len(evaluation.rows) <= 40 else 4
@@ -186,7 +186,7 @@ def _dark(shade: float) -> bool:
     return bool(0.299 * red + 0.587 * green + 0.114 * blue < 0.55)
 
 
-def _plain(panel: Axes) -> None:
+def plain(panel: Axes) -> None:
     """Take away what a panel does not need."""
     for side in ("top", "right"):
         panel.spines[side].set_visible(False)

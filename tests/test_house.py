@@ -51,7 +51,7 @@ ROOMS = [
     ["convert"],
     ["batches", "tasks", "samples", "data_arrays", "data_images", "data_texts", "data_saved", "data"],
     ["samplers", "training_config", "training_parts", "training_progress", "training_state", "update", "train"],
-    ["evaluate", "picture"],
+    ["evaluate", "picture", "portrait"],
 ]
 ROW = {room: row for row, rooms in enumerate(ROOMS) for room in rooms}
 
