@@ -47,8 +47,8 @@ from sortify.extract import ExtractedModel, write
 from sortify.inputs import example_inputs_for
 from sortify.model import SortedModel
 from sortify.picture import draw
-from sortify.portrait import draw_model
 from sortify.plan import Axis, Frozen, Plan
+from sortify.portrait import draw_model
 from sortify.proof import Check, Report
 from sortify.samplers import SAMPLERS, make_sampler
 from sortify.scores import Chosen
