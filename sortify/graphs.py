@@ -1,14 +1,17 @@
 """A torch.fx graph as JSON and back, without pickle and without running anything.
 
-A saved graph may come from anybody. So targets are looked up, never imported or evaluated: operators in torch.ops
-by attribute access, functions in a fixed table; what touches files, processes or other machines is refused; every
-entry is checked before it is used, and whatever does not fit is a CheckpointError that names node and value.
+A saved graph may come from anybody. So targets are looked up, never evaluated: operators in torch.ops by attribute
+access, functions in a fixed table; nothing is imported but the packages of a fixed table that bring operators of their
+own. What touches files, processes or other machines is refused; every entry is checked before it is used, and
+whatever does not fit is a CheckpointError that names node and value.
 """
 
 from __future__ import annotations
 
 import builtins
+import contextlib
 import functools
+import importlib
 import keyword
 import math
 import operator
@@ -36,6 +39,8 @@ _BUILTINS = "abs max min round int float bool sum len pow"
 _TORCH = "sym_float sym_int sym_ite sym_max sym_min sym_not sym_sqrt sym_sum"
 _REFUSED_NAMESPACES = """image io video_reader profiler inductor c10d _c10d_functional _c10d_functional_autograd
 c10d_functional symm_mem fsdp streams debugprims debug_mode_ops onnx onnx_symbolic mempool _test rpc"""
+# Packages that add operators to torch when they are imported: the operators' namespace, and the module to import.
+_PACKAGES = {"torchvision": "torchvision", "transformers": "transformers.integrations.moe"}
 _REFUSED_ARGUMENTS = frozenset({"filename", "file_name", "file", "path", "url"})
 
 
@@ -100,6 +105,9 @@ def _find_operator(name: str) -> Callable[..., Any]:
     parts = name.split(".")
     if len(parts) != 3 or not all(map(_IDENTIFIER.match, parts)):
         raise CheckpointError(f"unknown function {shorten(name)}")
+    if parts[0] in _PACKAGES:
+        with contextlib.suppress(ImportError):  # then the operator is missing, which is said below
+            importlib.import_module(_PACKAGES[parts[0]])
     found: Any = torch.ops
     for part, kind in zip(
         parts, (torch._ops._OpNamespace, torch._ops.OpOverloadPacket, torch._ops.OpOverload), strict=True

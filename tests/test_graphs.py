@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import operator
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -371,3 +373,15 @@ def test_any_change_gives_a_valid_graph_or_a_checkpoint_error(data: st.DataObjec
         refused = str(error)
     assert "\n" not in refused
     assert refused or (graph is not None and same(graph, through_json(graph)))
+
+
+@pytest.mark.parametrize("name", ["transformers.grouped_mm_fallback.default", "torchvision.nms.default"])
+def test_operators_of_known_packages_are_found_by_a_process_that_has_not_imported_them(name: str) -> None:
+    package = name.partition(".")[0]
+    code = (
+        "import sys, sortify.graphs as graphs\n"
+        f"assert {package!r} not in sys.modules\n"
+        f"print(graphs.find_target({name!r}))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert found.stdout.strip() == name, found.stderr
