@@ -79,6 +79,15 @@ def batches(images: np.ndarray, labels: np.ndarray, size: int) -> Batches:
     return list(zip(x.split(size), torch.from_numpy(labels).long().split(size), strict=True))
 
 
+def as_in_training(images: np.ndarray) -> np.ndarray:
+    """Crops of the images with a black border of 4 pixels, half of them mirrored: what the statistics were made of."""
+    chance = np.random.default_rng(0)
+    bordered = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
+    places = chance.integers(0, [9, 9, 2], (len(images), 3))
+    crops = [x[top : top + 32, left : left + 32] for x, (top, left, _) in zip(bordered, places, strict=True)]
+    return np.stack([x[:, ::-1] if mirrored else x for x, (_, _, mirrored) in zip(crops, places, strict=True)])
+
+
 def accuracy(model: SortedModel, data: Batches) -> float:
     """The share of images whose class is right, in percent."""
     with torch.no_grad():
@@ -119,7 +128,7 @@ def main() -> None:
     started = time.monotonic()
     with np.load(options.data) as data:
         count = 128 * options.batches
-        train = batches(data["x_train"][:count], data["y_train"][:count], 128)
+        train = batches(as_in_training(data["x_train"][:count]), data["y_train"][:count], 128)
         test = batches(data["x_test"][: options.images], data["y_test"][: options.images], 250)
     head = ["order", "statistics", *(f"{width:g}" for width in options.widths)]
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
@@ -139,7 +148,8 @@ def page(lines: list[str], options: argparse.Namespace) -> str:
         f"Accuracy in percent of a trained ResNet-20 on {options.images:,} test images of CIFAR-10. All widths"
         " are cut to a fraction, and nothing is\ntrained. `order` is that of the units (`model.order`),"
         " `statistics` are the batch-norms': of the full network, or measured anew\non"
-        f" {128 * options.batches:,} training images, which also measure activation and taylor."
+        f" {128 * options.batches:,} training images (crops and mirrored ones,"
+        " as in its training), which also measure\nactivation and taylor."
     )
     command = (
         "python examples/order_resnet20.py --weights WEIGHTS --data DATA"
