@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import zoo_attention as attention
 from compare import assert_close_outputs
 from torch import nn
 
@@ -268,3 +269,16 @@ def test_a_model_on_the_meta_device_is_converted_and_says_that_it_is_unproven() 
     for report in (model.report, model.verify()):
         assert not report.passed
         assert "meta device" in report.rows[0].note
+
+
+@pytest.mark.parametrize("kind", [attention.GroupedQuery, attention.GroupedQueryExpand])
+@pytest.mark.parametrize("repeats", [2, 6])
+def test_heads_of_grouped_queries_are_the_groups_however_many_heads_a_group_has(kind: Any, repeats: int) -> None:
+    class Layer(kind):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__(16, heads=3, head_dim=4, repeats=repeats)
+
+    model = sortify(Layer(), (torch.randn(2, 5, 16),))
+    (axis,) = model.axes.values()
+    assert (axis.kind, axis.size) == ("heads", 3)
+    assert set(axis.parameters) == {"q.weight", "k.weight", "v.weight", "o.weight"}

@@ -51,7 +51,7 @@ def choose(
     """
     carriers = _carriers(analysis, captured)
     partners = _partners(analysis)
-    chosen, left = _select(list(carriers), partners)
+    chosen, left = _select(carriers, partners)
     stream = {atom for dims in streams for dim in dims for atom in atoms(dim)}
     ranks = {name: len(dims) for name, dims in analysis.tensors.items()}
     kinds = {
@@ -137,9 +137,16 @@ def _preference(atom: Atom) -> int:
     return min(known) if known and min(known) < 3 and "heads" not in atom.roles else max(known, default=2)
 
 
-def _select(candidates: Sequence[Atom], partners: Mapping[Atom, set[Atom]]) -> tuple[list[Atom], dict[Atom, Atom]]:
-    """Take the preferred atoms first; a partner of a taken one stays full: those, each with the taken one."""
-    order = sorted(candidates, key=lambda atom: (_preference(atom), atom.size.count), reverse=True)
+def _select(
+    candidates: Mapping[Atom, Sequence[str]], partners: Mapping[Atom, set[Atom]]
+) -> tuple[list[Atom], dict[Atom, Atom]]:
+    """Take the preferred atoms first, then those of most parameters: groups of heads before the heads of a group.
+
+    A partner of a taken one stays full: those are returned too, each with the taken one.
+    """
+    order = sorted(
+        candidates, key=lambda atom: (_preference(atom), len(candidates[atom]), atom.size.count), reverse=True
+    )
     taken: set[Atom] = set()
     left: dict[Atom, Atom] = {}
     for atom in order:
