@@ -66,7 +66,8 @@ def _open_sizes(captured: Captured, taken: set[str]) -> _Found:
         found = size_of_dimension(size)
         if len(found.symbols) == 1 and found.symbols[0].isidentifier() and found.symbols[0] not in rules:
             symbol = found.symbols[0]
-            own = _unused(name, {*taken, *chosen})
+            again = name == "batch" and name in chosen and chosen[name].size == hint(size)  # of another input
+            own = name if again else _unused(name, {*taken, *chosen})
             chosen[own] = OpenSize(own, hint(size))
             rules[symbol] = own if found.count == 1 else f"{own} / {found.count}"
     for size in sorted(_all_sizes(captured), key=lambda size: len(size_of_dimension(size).symbols)):

@@ -29,6 +29,7 @@ from sortify.axes.algebra import Atom, ConcatExpr, Expr, ProductExpr, atoms, res
 from sortify.axes.analysis import analyse
 from sortify.axes.rules.table import RULES, Dims, Literal, find_op
 from sortify.capture import Captured, Program
+from sortify.structure import flatten
 
 TOLERANCE = 1e-9  # everything runs in float64
 UNFIT = ("the result of its rule does not fit", "this op has no rule", "its rule does not apply")
@@ -124,7 +125,7 @@ def judge(sample: Sample, rules: Mapping[str, Any] = RULES) -> Verdict:
     several = len(find_op(sample.op)._schema.returns) > 1 or "List" in str(find_op(sample.op)._schema.returns[0].type)
     node.meta["val"] = results if several else results[0]
     graph.output([])
-    program = Program(graph, tuple(tensors), None)  # type: ignore[arg-type]
+    program = Program(graph, tuple(tensors), flatten([])[1])
     analysis = analyse(Captured({"eval": program}, tensors, {}, {}, None, (), ()), rules)  # type: ignore[arg-type]
     outputs = analysis.nodes["eval"][node]
     return Verdict(list(analysis.tensors.values()), outputs if several else [outputs], analysis.literals["eval"])

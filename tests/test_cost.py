@@ -287,6 +287,23 @@ def test_open_sizes_survive_a_checkpoint(tmp_path: Path) -> None:
     assert again.cost(batch=3, x_2=21) == model.cost(batch=3, x_2=21) != model.cost()
 
 
+class TwoInputs(nn.Module):
+    """The tracer need not see that both inputs have one batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = (nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 5)) for _ in range(2))
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return self.a(x), self.b(y)
+
+
+def test_one_batch_stands_for_that_of_all_inputs() -> None:
+    model = sortify(TwoInputs(), (torch.rand(2, 8), torch.rand(2, 8)))
+    assert model.open_sizes == {"batch": 2}
+    assert model.cost(batch=6).flops == 3 * model.cost().flops
+
+
 def test_shares_tell_what_each_axis_multiplies() -> None:
     """Two layers of 8 x 16 and 16 x 5: the middle axis multiplies everything but the last bias."""
     net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 5))

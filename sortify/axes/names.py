@@ -140,13 +140,14 @@ def _preference(atom: Atom) -> int:
 def _select(
     candidates: Mapping[Atom, Sequence[str]], partners: Mapping[Atom, set[Atom]]
 ) -> tuple[list[Atom], dict[Atom, Atom]]:
-    """Take the preferred atoms first, then those of most parameters: groups of heads before the heads of a group.
-
-    A partner of a taken one stays full: those are returned too, each with the taken one.
+    """Take the preferred atoms first: of heads those of most parameters (groups before the heads of a group), else the
+    largest. A partner of a taken one stays full: those are returned too, each with the taken one.
     """
-    order = sorted(
-        candidates, key=lambda atom: (_preference(atom), len(candidates[atom]), atom.size.count), reverse=True
-    )
+
+    def rank(atom: Atom) -> tuple[int, int, int]:
+        return _preference(atom), len(candidates[atom]) if "heads" in atom.roles else 0, atom.size.count
+
+    order = sorted(candidates, key=rank, reverse=True)
     taken: set[Atom] = set()
     left: dict[Atom, Atom] = {}
     for atom in order:
