@@ -24,7 +24,7 @@ from torch import fx, nn
 from sortify.errors import CaptureError
 from sortify.exporting import Exporter, describe_place, run_untouched, settle, wanted_open
 from sortify.lifting import DTYPE, Program, lift
-from sortify.prepare import Example, check_memory, check_module, open_dataclasses, to_device_of
+from sortify.prepare import NOTHING, Example, LeftOut, check_memory, check_module, open_dataclasses, to_device_of
 from sortify.signature import Signature
 
 
@@ -40,7 +40,7 @@ class TensorInfo:
 class Captured:
     """A captured model: programs by mode ('train', 'eval'), tensors by original name, and the call signature.
 
-    `skips` says that training skips parts at random, and that the train program never does.
+    `left_out` says what training does at random and the train program does not.
     """
 
     programs: Mapping[str, Program]
@@ -50,7 +50,7 @@ class Captured:
     signature: Signature
     examples: tuple[torch.Tensor, ...]
     notes: tuple[str, ...]
-    skips: bool = False
+    left_out: LeftOut = NOTHING
 
 
 def capture(
@@ -99,14 +99,12 @@ def capture(
         if specs is not None and specs[place[0]].shape[place[1]] is not None
     ]
     told = dict.fromkeys(note for program in programs.values() for note in program.notes)
-    skipped = [SKIPPED] if export.skips else []
-    notes += [*added, *moved, *fixed, *shared, *told, *skipped]
+    notes += [*added, *moved, *fixed, *shared, *told, *export.left_out.notes]
     signature = signature.with_specs(specs or [])
-    return Captured(programs, tensors, infos, aliases, signature, tuple(leaves), tuple(notes), export.skips)
+    return Captured(programs, tensors, infos, aliases, signature, tuple(leaves), tuple(notes), export.left_out)
 
 
 PROOF_SIZE = 256
-SKIPPED = "parts that training skips at random are always run"
 
 
 def examples_to_prove(captured: Captured, module: nn.Module) -> tuple[torch.Tensor, ...]:

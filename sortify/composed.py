@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from torch import nn
 from sortify import calibration, parts_store, proof
 from sortify.blueprint import Blueprint
 from sortify.budget import Budget
-from sortify.capture import SKIPPED
 from sortify.cost import Cost
 from sortify.difference import difference
 from sortify.errors import CaptureError, CheckpointError, InputError, SortifyError
@@ -29,7 +28,7 @@ from sortify.model import SortedModel
 from sortify.model import load as load_whole
 from sortify.network import hold
 from sortify.plan import Plan
-from sortify.prepare import Example, never_skipping, unwrap
+from sortify.prepare import NOTHING, Example, LeftOut, unwrap
 from sortify.scores import read_scores
 from sortify.signature import Signature
 from sortify.space import Space, Subnet, Trained
@@ -332,12 +331,13 @@ def carry(old: nn.Module, new: Any) -> Any:
     return new
 
 
-def compare_whole(expected: nn.Module, model: ComposedModel, example: Example, training: bool) -> proof.Check:
-    """One row of a proof: the composed model against another module, on the example call."""
+def compare_whole(
+    expected: nn.Module, model: ComposedModel, example: Example, training: bool, left_out: LeftOut = NOTHING
+) -> proof.Check:
+    """One row of a proof: the composed model against another module without what is left out, on the example call."""
     name = f"whole ({'train' if training else 'eval'})"
     note = "full model in parts = original" if not isinstance(expected, ExtractedModel) else "full model = extraction"
-    skips = any(frozen.why == SKIPPED for part in model.parts.values() for frozen in part.frozen)
-    with never_skipping() if skips else nullcontext():
+    with left_out.of(expected):
         theirs = run_untouched(expected, example.args, example.kwargs, training)
     try:
         ours = run_untouched(model, example.args, example.kwargs, training)
@@ -357,7 +357,16 @@ def merged_report(parts: Sequence[Part], whole: Sequence[proof.Check]) -> proof.
     for part in parts:
         for stage, time in (part.model.report.seconds if part.model.report else {}).items():
             seconds[stage] = seconds.get(stage, 0.0) + time
-    return proof.Report((*rows, *whole), seconds)
+    return proof.Report((*rows, *whole), seconds, merged_left_out({part.path: part.model for part in parts}))
+
+
+def merged_left_out(parts: Mapping[str, SortedModel]) -> LeftOut:
+    """What the parts leave out in training, as of the whole."""
+    found = [(path, model.report.left_out) for path, model in parts.items() if model.report]
+    return LeftOut(
+        any(own.skips for _, own in found),
+        tuple(f"{path}.{name}".rstrip(".") for path, own in found for name in own.held_back),
+    )
 
 
 def _call(model: ComposedModel, batch: Any) -> Any:

@@ -30,7 +30,7 @@ from sortify.inputs import example_inputs_for
 from sortify.model import SortedModel
 from sortify.parts import sortify_parts
 from sortify.plan import make_plan
-from sortify.prepare import Example, never_skipping, unwrap
+from sortify.prepare import Example, unwrap
 
 FOUND = Control()
 
@@ -103,7 +103,7 @@ def _sort(
     found = _Found(captured, analysis, chains, [*notes, *captured.notes, *more], control, source)
     enter("proof")
     blueprint, report = _proven(found, module)
-    report = replace(report, seconds=enter(None))
+    report = replace(report, seconds=enter(None), left_out=captured.left_out)
     model = SortedModel(blueprint, captured.tensors, captured.examples, report)
     return model.train(module.training)
 
@@ -128,7 +128,7 @@ def _proven(found: _Found, module: nn.Module) -> tuple[Blueprint, proof.Report]:
         blueprint, atoms = _plan(found)
         if any(tensor.is_meta for tensor in captured.tensors.values()):
             return blueprint, proof.NOT_RUN
-        with never_skipping() if captured.skips else nullcontext():
+        with captured.left_out.of(module):
             report = proof.prove(blueprint, captured.tensors, examples, module)
         if report.passed:
             return blueprint, report

@@ -7,11 +7,10 @@ the caller names. Where the tracer refuses, dimensions are given up one by one, 
 from __future__ import annotations
 
 import inspect
-import pickle
 import random
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils import _pytree as pytree
 
 from sortify.errors import CaptureError
-from sortify.prepare import mode_of, never_skipping, open_dataclasses, quiet_tracing
+from sortify.prepare import NOTHING, mode_of, never_skipping, open_dataclasses, quiet_tracing
 from sortify.signature import LeafSpec
 
 Place = tuple[int, int]
@@ -68,6 +68,10 @@ class ExportError(CaptureError):
     """The tracer cannot follow the model's code: it may do better on parts of it."""
 
 
+class DrawsError(ExportError):
+    """The module draws numbers outside of torch."""
+
+
 class Exporter:
     """Exports one module at one example call, in either mode.
 
@@ -82,7 +86,7 @@ class Exporter:
         self.module, self.args, self.kwargs = module, args, dict(kwargs)
         self.wanted = list(wanted)
         self.refused: dict[Place, str] = {}
-        self.skips = False  # whether training skips parts at random, and is exported without
+        self.left_out = NOTHING
         self.parameters = list(inspect.signature(module.forward).parameters.values())
 
     def __call__(self, training: bool) -> fx.GraphModule:
@@ -93,14 +97,18 @@ class Exporter:
         """
         try:
             return self._export(self.wanted, training)
+        except DrawsError:
+            if not training or self.left_out.held_back or not self._hold_back():
+                raise
+            return self(training)
         except ExportError:
             raise
         except Exception as error:
             first = error
         if self._learn_outputs(training):
             return self(training)
-        if training and not self.skips and _hangs_on_data(first) and self._draws_one_number():
-            self.skips = True
+        if training and not self.left_out.skips and _hangs_on_data(first) and self._draws_one_number():
+            self.left_out = replace(self.left_out, skips=True)
             return self(training)
         try:
             found = self._export([], training)
@@ -128,8 +136,8 @@ class Exporter:
 
     def _export(self, opened: Sequence[Place], training: bool) -> fx.GraphModule:
         shapes = self._shapes(set(opened))
-        skips = never_skipping() if self.skips and training else nullcontext()
-        with mode_of(self.module, training), quiet_tracing(), skips, _no_other_draws(self.module, training):
+        left_out = self.left_out.of(self.module) if training else nullcontext()
+        with left_out, mode_of(self.module, training), quiet_tracing(), _no_other_draws(self.module, training):
             exported = torch.export.export(self.module, self.args, self.kwargs, dynamic_shapes=shapes, strict=False)
             return exported.module(check_guards=False)
 
@@ -167,18 +175,58 @@ class Exporter:
             run_untouched(self.module, self.args, self.kwargs, True)
         return bool(drawn.count)
 
+    def _hold_back(self) -> bool:
+        """Hold back the modules that draw by NumPy or Python's `random` in training; whether that can be done."""
+        drawing = _modules_that_draw(self.module, self.args, self.kwargs)
+        if drawing:
+            self.left_out = replace(self.left_out, held_back=drawing)
+        return bool(drawing)
+
 
 @contextmanager
 def _other_draws() -> Iterator[list[bool]]:
     """Give NumPy's and Python's random numbers back afterwards; the list is filled with True if any were drawn."""
-    plain, numpy, drawn = random.getstate(), np.random.get_state(), list[bool]()
+    plain, numpy, before, drawn = random.getstate(), np.random.get_state(), _drawn_so_far(), list[bool]()
     try:
         yield drawn
     finally:
-        if random.getstate() != plain or pickle.dumps(np.random.get_state()) != pickle.dumps(numpy):
+        if _drawn_so_far() != before:
             drawn.append(True)
         random.setstate(plain)
         np.random.set_state(numpy)
+
+
+def _drawn_so_far() -> Any:
+    """Something that changes with every number drawn by Python's or NumPy's generator."""
+    _, numbers, *rest = np.random.get_state()
+    return random.getstate(), np.asarray(numbers).tobytes(), rest
+
+
+def _modules_that_draw(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str, ...]:
+    """Paths of the modules whose own code draws by NumPy or Python's `random` in one call in training mode."""
+    paths = {child: path for path, child in module.named_modules()}
+    running, found, last = [module], set[nn.Module](), _drawn_so_far()
+
+    def look() -> None:
+        nonlocal last
+        now = _drawn_so_far()
+        if now != last:
+            found.add(running[-1])
+        last = now
+
+    def enter(child: nn.Module, *call: Any) -> None:
+        look()
+        running.append(child)
+
+    def leave(child: nn.Module, *call: Any) -> None:
+        look()
+        running.pop()
+
+    with ExitStack() as hooks:
+        for handle in (register_module_forward_pre_hook(enter), register_module_forward_hook(leave)):
+            hooks.callback(handle.remove)
+        run_untouched(module, args, kwargs, True)
+    return tuple(paths[child] for child in paths if child in found)
 
 
 @contextmanager
@@ -187,7 +235,7 @@ def _no_other_draws(module: nn.Module, training: bool) -> Iterator[None]:
     with _other_draws() as drawn:
         yield
     if drawn:
-        raise ExportError(
+        raise DrawsError(
             f"{type(module).__name__} draws numbers by NumPy or Python's random ({'train' if training else 'eval'} "
             "mode), as for masks of its inputs: a graph would hold the same ones for ever; draw them by torch, switch "
             "that off, or do it outside of the model"

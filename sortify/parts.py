@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sortify import proof
-from sortify.composed import ComposedModel, compare_whole, compose, merged_report
+from sortify.composed import ComposedModel, compare_whole, compose, merged_left_out, merged_report
 from sortify.errors import AxesError, CaptureError, SortifyError
 from sortify.exporting import first_line
 from sortify.merging import Part
@@ -132,10 +132,10 @@ def _size(module: nn.Module) -> int:
 
 def _checks(module: nn.Module, model: ComposedModel, example: Example) -> tuple[list[proof.Check], dict[str, str]]:
     """The whole against the original in the modes in which the original runs on the example; why not in the others."""
-    found, not_run = list[proof.Check](), dict[str, str]()
+    found, not_run, left_out = list[proof.Check](), dict[str, str](), merged_left_out(model.parts)
     for mode in ("eval", "train"):
         try:
-            found.append(compare_whole(module, model, example, mode == "train"))
+            found.append(compare_whole(module, model, example, mode == "train", left_out))
         except Exception as error:  # such as a detection model that wants targets in training
             not_run[mode] = f"the original does not run on the example: {type(error).__name__}: {first_line(error)}"
     return found, not_run

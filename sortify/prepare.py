@@ -13,7 +13,8 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,11 +157,13 @@ def mode_of(module: nn.Module, training: bool) -> Iterator[None]:
 
     A forward may keep what it computed (`self.last = y`, `self.cache[key] = y`); a traced one would leave tensors
     without data behind, and one with other weights wrong ones. Models that keep something in one mode drop it when
-    they change to the other, so both are entered.
+    they change to the other, so both are entered. Modules that `LeftOut.of` holds back stay in evaluation mode.
     """
     before = {child: (dict(vars(child)), _containers(vars(child))) for child in module.modules()}
     module.train(not training)
     module.train(training)
+    for child in _HELD_BACK.get() & before.keys():
+        child.training = False
     try:
         yield
     finally:
@@ -183,6 +186,44 @@ def _containers(value: Any) -> list[tuple[Container, Container]]:
 def _refill(container: Any, contents: Any) -> None:
     container.clear()
     (container.extend if isinstance(container, list) else container.update)(contents)
+
+
+_HELD_BACK: ContextVar[frozenset[nn.Module]] = ContextVar("held_back", default=frozenset())
+
+SKIPPED = "parts that training skips at random are always run"
+HELD_BACK = "drawn by NumPy or Python's random in training, which no graph can hold: its own code runs as in evaluation"
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What a module does at random in training and its graph does not.
+
+    Attributes:
+        skips: it skips layers; they are always run.
+        held_back: paths of the modules whose own code, not that of their children, runs as in evaluation mode.
+    """
+
+    skips: bool = False
+    held_back: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> list[str]:
+        """What to say about it."""
+        names = ", ".join(name or "the model" for name in self.held_back)
+        return [*([SKIPPED] if self.skips else []), *([f"numbers of {names}: {HELD_BACK}"] if names else [])]
+
+    @contextmanager
+    def of(self, module: nn.Module) -> Iterator[None]:
+        """Leave it out of the calls of a module too, such as the original that a graph is compared with."""
+        held = _HELD_BACK.set(_HELD_BACK.get() | {module.get_submodule(path) for path in self.held_back})
+        try:
+            with never_skipping() if self.skips else nullcontext():
+                yield
+        finally:
+            _HELD_BACK.reset(held)
+
+
+NOTHING = LeftOut()
 
 
 class One(float):

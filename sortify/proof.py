@@ -26,7 +26,7 @@ from sortify.extract import cut, pick, shrink
 from sortify.interpreter import run_side_by_side
 from sortify.lifting import Program
 from sortify.network import argument, running_statistics, used_tensors
-from sortify.prepare import mode_of
+from sortify.prepare import NOTHING, LeftOut, mode_of
 from sortify.space import Subnet
 from sortify.structure import flatten
 
@@ -56,10 +56,12 @@ class Report:
     Attributes:
         rows: the checks.
         seconds: what each stage of the conversion took (capture, analysis, proof); empty for a proof on its own.
+        left_out: what the original does at random in training, and did not do while it was compared.
     """
 
     rows: tuple[Check, ...]
     seconds: Mapping[str, float] = field(default_factory=dict)
+    left_out: LeftOut = NOTHING
 
     @property
     def passed(self) -> bool:

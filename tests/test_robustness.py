@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from sortify import SortedModel, sortify
 from sortify.capture import capture, examples_to_prove
 from sortify.errors import CaptureError, InputError
-from sortify.prepare import mode_of
+from sortify.prepare import LeftOut, mode_of
 
 SINGLE = 1e-6
 
@@ -557,25 +558,40 @@ def test_a_decision_about_the_inputs_is_still_refused() -> None:
         sortify(LayerDrop(lambda: 0.0 * torch.ones(1).sigmoid()), (rows(),))
 
 
-class MasksByNumPy(nn.Module):
-    """In training some steps are hidden, drawn by NumPy; the layers behind it know nothing of that."""
+class MasksOutside(nn.Module):
+    """In training, or always, some rows are hidden, drawn without torch; the layers behind it know nothing of that."""
 
-    def __init__(self) -> None:
+    def __init__(self, drawn: Callable[[int], Any], always: bool = False) -> None:
         super().__init__()
+        self.drawn, self.always = drawn, always
         self.layers = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
         self.out = nn.Linear(8, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training:
-            x = x * torch.tensor(np.random.rand(len(x), 1) > 0.1)
+        if self.training or self.always:
+            x = x * (torch.tensor(self.drawn(len(x))) > 0.1)
         out: Tensor = self.out(self.layers(x))
         return out
 
 
-def test_numbers_drawn_outside_torch_are_not_frozen_into_a_graph() -> None:
-    before = np.random.get_state()[1].tobytes()  # type: ignore[index, union-attr]
-    with pytest.raises(CaptureError, match=r"draws numbers by NumPy or Python's random \(train mode\)"):
-        capture(MasksByNumPy(), (rows(),))
-    assert np.random.get_state()[1].tobytes() == before  # type: ignore[index, union-attr]
-    model = sortify(MasksByNumPy(), (rows(),))
+@pytest.mark.parametrize("drawn", [lambda n: np.random.rand(n, 1), lambda n: [[random.random()] for _ in range(n)]])
+def test_numbers_drawn_outside_torch_are_left_out_of_training(drawn: Callable[[int], Any]) -> None:
+    """Only of the module that draws them: the dropout of another one stays."""
+    before = np.random.get_state()[1].tobytes(), random.getstate()  # type: ignore[index, union-attr]
+    original = nn.Sequential(MasksOutside(drawn), nn.Dropout(0.5))
+    model = sortify(original, (rows(),))
+    assert all(module.training for module in original.modules())
+    assert (np.random.get_state()[1].tobytes(), random.getstate()) == before  # type: ignore[index, union-attr]
+    assert any("numbers of 0: drawn by NumPy or Python's random" in text for text in notes(model))
+    assert model.report is not None
+    assert model.report.left_out == LeftOut(held_back=("0",))
+    assert_close_outputs(model.eval()(rows()), original.eval()(rows()), SINGLE)
+    assert not torch.equal(model.train()(rows()), model.eval()(rows()))
+
+
+def test_numbers_drawn_outside_torch_in_any_mode_are_not_frozen_into_a_graph() -> None:
+    original = MasksOutside(lambda n: np.random.rand(n, 1), always=True)
+    with pytest.raises(CaptureError, match=r"draws numbers by NumPy or Python's random \((train|eval) mode\)"):
+        capture(original, (rows(),))
+    model = sortify(original, (rows(),))
     assert set(model.parts) == {"layers"}  # type: ignore[attr-defined]

@@ -15,7 +15,6 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from examples.coverage import models
 from examples.coverage.feeds import Inputs, call_of, clone, wants_targets
 from sortify import ProofError, SortedModel, SortifyError, Subnet, sortify
-from sortify.prepare import never_skipping
+from sortify.prepare import NOTHING, LeftOut, mode_of
 
 DOUBLE, SINGLE, SHARE = 1e-9, 1e-5, 0.99
 Row = dict[str, Any]
@@ -170,26 +169,20 @@ def perturb(module: nn.Module) -> None:
 
 def identity(model: SortedModel, original: nn.Module, inputs: Inputs, mode: str) -> tuple[float, bool]:
     """The full model against the original, in float64 if both run in it; and whether float32's tolerance applies."""
+    left_out = model.report.left_out if model.report else NOTHING
     try:
         wide = copy.deepcopy(original).double()
         copied = copy.deepcopy(model).double()
-        with _Narrow() as narrow, _skipped_as_in(model):
-            expected = run(wide, doubled(inputs), mode)
+        with _Narrow() as narrow:
+            expected = run(wide, doubled(inputs), mode, left_out)
         found = run(copied, doubled(inputs), mode)
     except Exception:
         expected, found = None, None
     if expected is None or not finite(expected):  # the original itself does not work in float64
-        with _skipped_as_in(model):
-            expected = run(copy.deepcopy(original), inputs, mode)
+        expected = run(copy.deepcopy(original), inputs, mode, left_out)
         found = run(copy.deepcopy(model), inputs, mode)
         return difference(expected, found), True
     return difference(expected, found), narrow.seen
-
-
-def _skipped_as_in(model: SortedModel) -> AbstractContextManager[Any]:
-    """The sorted model may run what the original skips at random in training: then the original is made to run it."""
-    said = any("parts that training skips" in frozen.why for frozen in model.frozen)
-    return never_skipping() if said else nullcontext()
 
 
 class _Narrow(TorchDispatchMode):
@@ -218,18 +211,13 @@ def slicing(model: SortedModel, subnet: Subnet, inputs: Inputs, mode: str) -> fl
     return difference(expected, found)
 
 
-def run(module: nn.Module, inputs: Inputs, mode: str) -> Any:
-    """Outputs, with the same random numbers each time."""
+def run(module: nn.Module, inputs: Inputs, mode: str, left_out: LeftOut = NOTHING) -> Any:
+    """Outputs, with the same random numbers each time, without what is left out."""
     args, kwargs = call_of(inputs)
-    before = module.training
-    module.train(mode == "train")
     for seed in (torch.manual_seed, np.random.seed, random.seed):
         seed(11)
-    try:
-        with torch.no_grad():
-            return module(*clone(args), **clone(kwargs))
-    finally:
-        module.train(before)
+    with torch.no_grad(), left_out.of(module), mode_of(module, mode == "train"):
+        return module(*clone(args), **clone(kwargs))
 
 
 def doubled(inputs: Inputs) -> Any:
