@@ -26,6 +26,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from examples.coverage import models
 from examples.coverage.feeds import Inputs, call_of, clone, wants_targets
 from sortify import ProofError, SortedModel, SortifyError, Subnet, sortify
+from sortify.axes.reasons import UNUSED
+from sortify.capture import CACHE
 from sortify.prepare import NOTHING, LeftOut, mode_of
 
 DOUBLE, SINGLE, SHARE = 1e-9, 1e-5, 0.99
@@ -62,8 +64,8 @@ def _fill(row: Row, name: str) -> None:
     row |= {"how": built.how, "parameters": sum(p.numel() for p in original.parameters()), "stage": "convert"}
     perturb(original)
     model = sortify(original.eval(), inputs)
-    if isinstance(inputs, dict) and any(note.why.startswith("use_cache=False") for note in model.frozen):
-        inputs["use_cache"] = False
+    if isinstance(inputs, dict) and any(note.why.startswith(f"{CACHE}=False") for note in model.frozen):
+        inputs[CACHE] = False
     row |= describe(model, {name: p.numel() for name, p in original.named_parameters()})
     row["stage"] = "identity"
     proven = [line for line in model.report.rows if line.name.startswith("permutation")] if model.report else []
@@ -93,9 +95,14 @@ def _fill(row: Row, name: str) -> None:
 
 
 def describe(model: SortedModel, sizes: Mapping[str, int]) -> Row:
-    """Axes by kind, blocks, elastic shares, what is frozen, seconds; `sizes` are those of the parameters."""
+    """Axes by kind, blocks, elastic shares, what is frozen, seconds; `sizes` are those of the parameters.
+
+    Shares are of the parameters that the example call uses; of a model with several inputs that may be few.
+    """
     elastic = {name for axis in model.axes.values() for name in axis.parameters}
-    total = max(1, sum(sizes.values()))
+    idle = {frozen.where.partition(" dimension ")[0] for frozen in model.frozen if frozen.why == UNUSED} - elastic
+    used = {name: size for name, size in sizes.items() if name not in idle}
+    total = max(1, sum(used.values()))
     seconds = dict(model.report.seconds) if model.report else {}
     ratio = (seconds.get("analysis", 0.0) + seconds.get("proof", 0.0)) / max(seconds.get("capture", 0.0), 1e-9)
     notes = [f.why for f in model.frozen if f.where == "capture"]
@@ -106,9 +113,10 @@ def describe(model: SortedModel, sizes: Mapping[str, int]) -> Row:
         },
         "axes": dict(Counter(axis.kind for axis in model.axes.values())),
         "blocks": sum(len(chain.blocks) for chain in model.chains.values()),
-        "share": round(sum(n for name, n in sizes.items() if name in elastic) / total, 6),
+        "share": round(sum(n for name, n in used.items() if name in elastic) / total, 6),
+        "unused": round(1 - sum(used.values()) / max(1, sum(sizes.values())), 6),
         "flops_share": flops_share(model),
-        **frozen_reasons(model, sizes, elastic),
+        **frozen_reasons(model, used, elastic),
         "notes": notes[:5],
         "seconds": {key: round(value, 3) for key, value in seconds.items()},
         "ratio": round(ratio, 3),

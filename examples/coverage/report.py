@@ -24,7 +24,8 @@ Every model here was built offline with random weights, converted in a process o
 `examples/coverage/check.py` does it. A **pass** means: identity (both modes) and permutation errors of at most 1e-9 in
 float64, or 1e-5 where the model itself casts to a smaller dtype; the smallest and one random sub-network run, give
 finite numbers and equal their extraction to 1e-5 in float32, in both modes. *Share* is the part of the parameters (of
-the FLOPs) that an axis reaches; what is missing is explained in the last column.
+the FLOPs) that an axis reaches, of those that the example call uses; what is missing is explained in the last column,
+and *unused* is the part of all parameters that the call does not use, as when a model of text and pictures gets text.
 
 """
 
@@ -106,6 +107,7 @@ MODEL_HEAD = [
     "axes",
     "blocks",
     "share",
+    "unused",
     "FLOPs",
     "worst error",
     "ratio",
@@ -127,6 +129,7 @@ def model_line(row: Row) -> list[str]:
         " ".join(f"{kind} {count}" for kind, count in row["axes"].items()),
         str(row["blocks"]),
         f"{row['share']:.4f}",
+        f"{row['unused']:.1%}" if row.get("unused") else "",
         "-" if row["flops_share"] is None else f"{row['flops_share']:.4f}",
         f"{max(errors):.1e}" if errors else "-",
         f"{row['ratio']:.2f}",

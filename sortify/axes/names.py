@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from sortify.axes.algebra import Atom, ConcatExpr, Expr, ProductExpr, atoms, fix, resolve
 from sortify.axes.analysis import Analysis
 from sortify.axes.control import Control, check_used, matching
-from sortify.axes.reasons import Reason
+from sortify.axes.reasons import UNUSED, Reason
 from sortify.axes.rules.table import Dims
 from sortify.capture import Captured
 
@@ -98,7 +98,7 @@ def _fix_unused(analysis: Analysis, captured: Captured) -> None:
         used |= {name for hole, name in zip(holes, program.tensors, strict=False) if hole.users}
     for name in captured.infos.keys() - used:
         for dim in analysis.tensors[name]:
-            fix(dim, "no op uses it")
+            fix(dim, UNUSED)
 
 
 def _partners(analysis: Analysis) -> dict[Atom, set[Atom]]:

@@ -36,6 +36,7 @@ class Reason:
 NATURE = "nothing: the op needs this dimension as it is"
 BOUNDARY = "nothing: whoever calls the model relies on it"
 OUTPUT = "its name in free=, if whoever calls the model can do with a smaller output"
+UNUSED = "no op uses it"
 REMEDIES = {
     "it is a dimension of the input": BOUNDARY,
     "it is a dimension of the output": OUTPUT,
@@ -44,7 +45,7 @@ REMEDIES = {
     "the result of its rule does not fit": "a right rule for the op: sortify.register_rule(..., replace=True)",
     "its module is opaque": "leave the module out of opaque=",
     "the caller fixed it": "leave the pattern out of fix=",
-    "no op uses it": "nothing to free: the model runs without it",
+    UNUSED: "nothing to free: the model runs without it",
     "its size is only known when the model runs": "example inputs for which the size is the same in every call",
     "it is joined with a part whose size is only known": "example inputs for which the size is the same in every call",
     "it is split into pieces of unknown size": "sizes written in the model, instead of computed from its inputs",
