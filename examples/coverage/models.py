@@ -101,6 +101,9 @@ def _transformers(group: str, model_type: str) -> Built:
             how = f"{shrink.__name__.strip('_')}, {layers} layers, image {image or 'as given'}"
             try:
                 config = tiny.tiny(model_type, shrink, layers, image)
+                parts = [part for part in vars(config).values() if isinstance(part, cls.config_class)]
+                if parts and not isinstance(config, cls.config_class):  # such as a language model's own of a larger one
+                    config = parts[0]
                 if layers > 2:
                     tiny.without_cache(config)
                 with torch.device("meta"):

@@ -64,6 +64,28 @@ FILLED = {
     "topk_group": 1,
     "first_k_dense_replace": 0,
 }  # where None will not run
+GIVEN: dict[str, dict[str, Any]] = {
+    "gemma3n_text": {
+        "intermediate_size": 96,
+        "num_kv_shared_layers": 0,
+        "activation_sparsity_pattern": [0.95, 0.0, 0.0, 0.0, 0.0],
+    },
+    "hunyuan_v1_moe": {"head_dim": 16},
+    "ministral": {"head_dim": 16},
+    "nemotron_h": {"n_groups": 2},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 16,
+        "indexer_budget": 8,
+        "indexer_compress_ratio": 2,
+        "ngram_vocab_size_base": 128,
+        "split_ngram_parts": 4,
+        "hc_lowrank": 16,
+    },
+    "reformer": {"is_decoder": True, "axial_pos_embds": False, "attn_layers": ["local", "lsh"], "num_buckets": 4},
+    "zamba": {"num_hidden_layers": 8},
+}  # by model type: where the default configuration builds no model, or shrinking its parts apart does not fit
 INDICES = re.compile(
     r".*(?:ind(?:ex|ic)es|_idx|indexes|_layers_list|layers_block_type_indices)|.*_layer_ids|mlp_only_layers"
 )
@@ -115,7 +137,9 @@ def _made(config: PreTrainedConfig, shrink: Shrink, layers: int, image: int | No
     for name, value in changes.items():
         if isinstance(value, int) and re.fullmatch(r".*token_(?:id|index)", name) is None:
             values[name] = value
-    changes |= _tokens(values, bool(changes) and "vocab_size" in values)
+    changes |= _tokens(values, bool(changes) and "vocab_size" in values) | GIVEN.get(config.model_type, {})
+    if values.get("_out_features"):
+        changes["out_features"] = list(values["_out_features"])
     made = type(config)(**changes)
     _fit_rotary(made)
     return made
@@ -246,11 +270,12 @@ def _tokens(values: Mapping[str, Any], small: bool) -> dict[str, Any]:
 
 def _fit_rotary(config: PreTrainedConfig) -> None:
     """Lists that share out the half head among rotary parts are rescaled to the new head."""
-    rope = getattr(config, "rope_parameters", None)
+    values = vars(config)  # attributes that vary from layer to layer cannot be asked for
+    rope = values.get("rope_parameters")
     if not isinstance(rope, dict):
         return
-    heads, width = getattr(config, "num_attention_heads", None), getattr(config, "hidden_size", None)
-    size = getattr(config, "head_dim", None) or (width // heads if heads and width else None)
+    heads, width = values.get("num_attention_heads"), values.get("hidden_size")
+    size = values.get("head_dim") or (width // heads if heads and width else None)
     for part in (rope, *(v for v in rope.values() if isinstance(v, dict))):
         half = int(size * part.get("partial_rotary_factor", 1.0)) // 2 if isinstance(size, int) else None
         section = part.get("mrope_section")
