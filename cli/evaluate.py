@@ -21,16 +21,15 @@ from .options import (
     Verbose,
     Workers,
     parse_levels,
+    read_device,
     required_data,
 )
 from .show import console, say, show, speaks, warn
 
 if TYPE_CHECKING:
-    import torch
-
     import sortify
 else:
-    from .lazy import sortify, torch
+    from .lazy import sortify
 
 
 def run(
@@ -56,7 +55,7 @@ def run(
 ) -> None:
     """Measure sub-networks on the test data: a table, evaluation.json and a picture in DIR."""
     text = required_data(data)
-    model = sortify.load(dir).to(_device(device))
+    model = sortify.load(dir).to(read_device(device))
     members = _members(model, grid)
     loaded = sortify.load_data(
         text,
@@ -81,15 +80,6 @@ def run(
     show(found.table())
     picture, _ = sortify.draw(found, dir / "evaluation.png")
     say(f"saved: {dir / 'evaluation.json'}, {picture}")
-
-
-def _device(name: str) -> Any:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.device(name)
-    except RuntimeError:
-        raise typer.BadParameter(f"'{name}' is no device; expected auto, cpu or cuda", param_hint="--device") from None
 
 
 def _members(model: sortify.SortedModel, grid: str | None) -> list[sortify.Subnet]:

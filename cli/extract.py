@@ -45,7 +45,10 @@ def run(
     dir: Directory = SORTED,
     budget: Budgets = None,
     metric: Annotated[
-        str, typer.Option("--metric", help="What a budget without a unit is: flops, params or activation_bytes.")
+        str,
+        typer.Option(
+            "--metric", help="What a budget without a unit is: flops, params, activation_bytes, latency or memory."
+        ),
     ] = "flops",
     sizes: Sizes = "",
     width: Annotated[Fraction, typer.Option("--width", help="This width instead of a budget, such as 0.5.")] = None,

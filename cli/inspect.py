@@ -18,6 +18,7 @@ from .show import (
     ends,
     frozen_reasons,
     parameter_counts,
+    profile_text,
     reason,
     say,
     show,
@@ -60,6 +61,8 @@ def run(
     if model.chains:
         show(_chains(model))
     show(cost_table(model, ends(model)))
+    if model.profiled is not None:
+        say(profile_text(model.profiled))
     if model.frozen:
         show(_frozen(model))
     say(f"elastic: {elastic_share(model):.2%} of {amount(model.cost(model.space.full).params)} parameters")
@@ -76,6 +79,7 @@ def facts(model: sortify.SortedModel) -> dict[str, Any]:
         "costs": {name: asdict(model.cost(member)) for name, member in ends(model).items()},
         "elastic": elastic_share(model),
         "trained": None if trained is None else trained.to_json(),
+        "profile": None if model.profiled is None else model.profiled.to_json(),
         "open": model.open_sizes,
     }
 

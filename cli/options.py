@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    import torch
+else:
+    from .lazy import torch
 
 Verbose = Annotated[
     bool,
@@ -54,7 +59,7 @@ Budgets = Annotated[
     typer.Option(
         "--budget",
         metavar="BUDGET",
-        help="0.5, 50%, '2.5M params', '300 MFLOPs', '40 MB'; several hold together.",
+        help="0.5, 50%, '2.5M params', '300 MFLOPs', '5 ms', '40 MB'; several hold together.",
     ),
 ]
 Sizes = Annotated[
@@ -116,6 +121,16 @@ def parse_sizes(text: str) -> dict[str, int]:
             raise typer.BadParameter(f"'{text}': expected sizes such as batch=1,sequence=128", param_hint="--sizes")
         found[name] = int(value)
     return found
+
+
+def read_device(name: str) -> Any:
+    """A device by its name; `auto` is a GPU where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise typer.BadParameter(f"'{name}' is no device; expected auto, cpu or cuda", param_hint="--device") from None
 
 
 def parse_names(text: str | None) -> tuple[str, ...] | None:

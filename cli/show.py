@@ -80,17 +80,44 @@ def cost_table(
     model: sortify.SortedModel, members: Mapping[str, sortify.Subnet], sizes: Mapping[str, int] | None = None
 ) -> Table:
     """The costs of some sub-networks, what share of the full network's they are, and for a call of which sizes."""
-    sizes = {**model.open_sizes, **(sizes or {})}
+    profile, given = model.profiled, sizes or {}
+    own = {} if profile is None else dict(profile.sizes)
+    measured = profile is not None and all(own.get(name, size) == size for name, size in given.items())
+    sizes = {**model.open_sizes, **given}
     full = model.cost(model.space.full, **sizes)
-    columns = ("parameters", "FLOPs", "activation bytes")
+    columns = ("parameters", "FLOPs", "activation bytes", *(("latency", "memory") if measured else ()))
     made = table("sub-network", "", *columns, right=columns)
-    made.caption = f"one call at {', '.join(f'{name}={size}' for name, size in sizes.items())}" if sizes else None
+    at = f"one call at {sizes_text(sizes)}" if sizes else ""
+    at += f"; latency and memory at {sizes_text(own)}" if measured and own != sizes else ""
+    made.caption = at or None
     made.caption_justify = "left"
     for name, member in members.items():
         cost = model.cost(member, **sizes)
         pairs = ((cost.params, full.params), (cost.flops, full.flops), (cost.activation_bytes, full.activation_bytes))
-        made.add_row(name, str(member), *(f"{amount(a)} ({a / max(1, b):.0%})" for a, b in pairs))
+        told = measured_texts(model, member) if measured else ()
+        made.add_row(name, str(member), *(f"{amount(a)} ({a / max(1, b):.0%})" for a, b in pairs), *told)
     return made
+
+
+def measured_texts(model: sortify.SortedModel, member: sortify.Subnet) -> tuple[str, str]:
+    """Latency and memory as the profile predicts them."""
+    told = model.measured_cost(member)
+    return f"{1e3 * told.latency:.3g} ms", f"{amount(told.memory)}B"
+
+
+def sizes_text(sizes: Mapping[str, int]) -> str:
+    """`batch=1, sequence=128`."""
+    return ", ".join(f"{name}={size}" for name, size in sizes.items())
+
+
+def profile_text(profile: sortify.Profile) -> str:
+    """Where a profile was measured and how well it predicts, on one line."""
+    facts = dict(profile.machine)
+    place = ", ".join(f"{name} {facts[name]}" for name in ("device", "processor", "threads", "dtype") if name in facts)
+    sizes = sizes_text(dict(profile.sizes))
+    fits = ((name, fit) for name, fit in (("latency", profile.latency), ("memory", profile.memory)))
+    off = "; ".join(f"{name} {fit.error:.1%} off in the median, {fit.worst:.1%} at most" for name, fit in fits)
+    return f"profile ({place}{'; ' + sizes if sizes else ''}): each of {len(profile.rows)} from the others: {off}"
 
 
 def proof_table(report: sortify.Report) -> Table:

@@ -12,9 +12,10 @@ Rooms, in the order in which data flows, each importing only what stands before 
     slicing, rewrite     the slice node; the rewritten graph
     open_sizes, presence, cost_table, cost, counting   exact costs, of one sub-network and of many
     levels, subnet, budget, search, space   sub-networks, what there is to choose from, and the one for a budget
+    fitting, profile     what sub-networks cost on a machine, as measured and as predicted
     network, blueprint   modules made of graphs; everything but the tensors
     extract, proof       sub-networks on their own; checks by running
-    calibration, checkpoint, scores, order, model   the sorted model
+    calibration, checkpoint, scores, order, peak, profiling, model   the sorted model
     merging, parts_store, composed, parts   models that are captured in parts
     convert              all of it in one call
     data, tasks, samplers, update, train, evaluate, picture   training and what came of it
@@ -37,6 +38,7 @@ from sortify.errors import (
     CheckpointError,
     DataError,
     InputError,
+    ProfileError,
     ProofError,
     SortifyError,
     SourceError,
@@ -49,6 +51,7 @@ from sortify.model import SortedModel
 from sortify.picture import draw
 from sortify.plan import Axis, Frozen, Plan
 from sortify.portrait import draw_model
+from sortify.profile import MeasuredCost, Profile
 from sortify.proof import Check, Report
 from sortify.samplers import SAMPLERS, make_sampler
 from sortify.scores import Chosen
@@ -82,7 +85,10 @@ __all__ = [
     "ExtractedModel",
     "Frozen",
     "InputError",
+    "MeasuredCost",
     "Plan",
+    "Profile",
+    "ProfileError",
     "ProofError",
     "Report",
     "SortedModel",

@@ -13,6 +13,7 @@ from sortify.cost import CostModel
 from sortify.lifting import Program
 from sortify.network import Runner
 from sortify.plan import Plan
+from sortify.profile import Profile
 from sortify.rewrite import rewrite
 from sortify.signature import Signature
 from sortify.space import Space, Trained
@@ -29,6 +30,7 @@ class Blueprint:
         plan: what is elastic; costs: what any sub-network costs.
         trained: the groups and levels that were trained, if any.
         source: what the model was converted from, for people.
+        profile: what sub-networks cost on a machine, if that was measured.
     """
 
     programs: Mapping[str, Program]
@@ -39,6 +41,7 @@ class Blueprint:
     costs: CostModel
     trained: Trained | None = None
     source: str | None = None
+    profile: Profile | None = None
 
     @cached_property
     def sorted_runners(self) -> dict[str, Runner]:
@@ -58,7 +61,10 @@ class Blueprint:
 
     @cached_property
     def space(self) -> Space:
-        return Space(self.plan, self.costs, self.trained)
+        return Space(self.plan, self.costs, self.trained, profile=self.profile)
 
     def with_trained(self, trained: Trained) -> Blueprint:
         return replace(self, trained=trained)
+
+    def with_profile(self, profile: Profile) -> Blueprint:
+        return replace(self, profile=profile)

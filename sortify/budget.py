@@ -1,7 +1,9 @@
-"""Budgets: what a user writes (`0.5`, `50%`, `2.5M params`, `300 MFLOPs`, `40 MB`), read as limits of costs.
+"""Budgets: what a user writes (`0.5`, `50%`, `2.5M params`, `300 MFLOPs`, `5 ms`, `40 MB`), read as limits of costs.
 
 A plain number up to 1, or a percentage, is a share of the full network's cost. A figure with a unit is a cost by
-itself: parameters, FLOPs (a MAC counts as two), or bytes of activations of one call. Several budgets hold together.
+itself: parameters, FLOPs (a MAC counts as two), the time of one call, or bytes: those of memory at the peak of one
+call, or of all its activations (`40 MB activations`). Time and memory are known where there is a profile of the
+machine. Several budgets hold together.
 """
 
 from __future__ import annotations
@@ -23,15 +25,21 @@ UNITS = {
     **dict.fromkeys(("flop", "flops"), ("flops", 2)),
     **dict.fromkeys(("mac", "macs"), ("flops", 4)),
     **dict.fromkeys(("param", "params", "parameter", "parameters"), ("params", 2)),
-    **dict.fromkeys(("b", "byte", "bytes"), ("activation_bytes", 2)),
+    **dict.fromkeys(("b", "byte", "bytes"), ("memory", 2)),
 }
 """Unit -> its metric, and twice what one of it counts."""
-MEASURED = {
-    **dict.fromkeys(("s", "ms", "us", "sec", "seconds", "latency"), "latency"),
-    **dict.fromkeys(("memory",), "memory"),
+TIMES = {
+    **dict.fromkeys(("s", "sec", "second", "seconds"), 10**9),
+    **dict.fromkeys(("ms", "msec", "millisecond", "milliseconds"), 10**6),
+    **dict.fromkeys(("us", "\u00b5s", "\u03bcs", "microsecond", "microseconds"), 10**3),
 }
-WORDS = {"activations": "activation_bytes", "activation": "activation_bytes", **{metric: metric for metric in METRICS}}
-EXAMPLES = "0.5, 50%, 2.5M params, 300 MFLOPs or 40 MB"
+"""Unit -> nanoseconds."""
+MEASURED = ("latency", "memory")
+"""Metrics that a profile knows, in nanoseconds and bytes."""
+ALL = (*METRICS, *MEASURED)
+WORDS = {"activations": "activation_bytes", "activation": "activation_bytes", **{metric: metric for metric in ALL}}
+BYTES = ("memory", "activation_bytes")
+EXAMPLES = "0.5, 50%, 2.5M params, 300 MFLOPs, 5 ms or 40 MB"
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class Limit:
     """The most that one metric may cost.
 
     Attributes:
-        metric: flops, params or activation_bytes.
+        metric: flops, params, activation_bytes, latency (in nanoseconds) or memory (in bytes).
         amount: a share of the full network's cost, or a cost.
         relative: which of both.
     """
@@ -55,7 +63,14 @@ class Limit:
     def __str__(self) -> str:
         if self.relative:
             return f"{float(self.amount):g} of the full network's {self.metric}"
-        return f"{math.floor(self.amount):,} {self.metric}"
+        return f"{figure(self.metric, math.floor(self.amount))} {self.metric}"
+
+
+def figure(metric: str, amount: int) -> str:
+    """A cost as people read it: `1,234`, `5.31 ms`, `40.2 MB`."""
+    if metric == "latency":
+        return f"{amount / 1e6:,.4g} ms"
+    return f"{amount / 1e6:,.4g} MB" if metric == "memory" else f"{amount:,}"
 
 
 def read_budget(budget: Budget, metric: str = "flops") -> tuple[Limit, ...]:
@@ -66,9 +81,10 @@ def read_budget(budget: Budget, metric: str = "flops") -> tuple[Limit, ...]:
         metric: what a budget without a unit is about.
 
     Raises:
-        BudgetError: it cannot be read, or asks for what is not measured.
+        BudgetError: it cannot be read.
     """
-    _check_metric(metric)
+    if metric not in ALL:
+        raise BudgetError(f"metric {metric!r}: expected one of {', '.join(ALL)}")
     if isinstance(budget, (str, int, float)):
         budget = [budget]
     limits = []
@@ -80,17 +96,12 @@ def read_budget(budget: Budget, metric: str = "flops") -> tuple[Limit, ...]:
     return tuple(limits)
 
 
-def _check_metric(metric: str) -> None:
-    if metric in MEASURED:
-        raise BudgetError(_not_measured(metric, MEASURED[metric]))
-    if metric not in METRICS:
-        raise BudgetError(f"metric {metric!r}: expected one of {', '.join(METRICS)}")
-
-
-def _not_measured(text: str, what: str) -> str:
+def not_measured(limit: Limit) -> str:
+    """What to say where there is no profile."""
     return (
-        f"{text!r}: {what} is measured on a machine, and this model has no profile of one; "
-        f"give a budget of {', '.join(METRICS)}"
+        f"budget {limit}: {limit.metric} is measured on a machine, and this model has no profile of one: "
+        f"run `sortify profile`, or model.profile(); without one there are {', '.join(METRICS)}"
+        f"{' (40 MB activations)' if limit.metric == 'memory' else ''}"
     )
 
 
@@ -120,22 +131,25 @@ def _read(text: str, metric: str) -> Limit:
 
 def _metric(word: str, metric: str, text: str) -> str:
     """The metric that a word names; without a word the default."""
-    if word in MEASURED:
-        raise BudgetError(_not_measured(text, MEASURED[word]))
-    own = metric if not word else WORDS.get(word) or UNITS.get(word, ("", 0))[0]
+    own = metric if not word else "latency" if word in TIMES else WORDS.get(word) or UNITS.get(word, ("", 0))[0]
     if not own:
-        raise BudgetError(f"budget {text!r}: {word!r} is no metric; there are {', '.join(METRICS)}")
+        raise BudgetError(f"budget {text!r}: {word!r} is no metric; there are {', '.join(ALL)}")
     return own
 
 
 def _cost(number: Fraction, word: str, metric: str, text: str) -> Limit:
-    """A figure with a unit, a prefix, or both."""
-    if word in MEASURED:
-        raise BudgetError(_not_measured(text, MEASURED[word]))
-    found = re.fullmatch(rf"((?:[{''.join(PREFIXES)}]i?)?)\s*({'|'.join([*UNITS, *WORDS])}|)", word)
-    if found is None or found[1] not in {**PREFIXES, **BINARY}:
-        raise BudgetError(f"budget {text!r}: the unit {word!r} is unknown; write {EXAMPLES}")
+    """A figure with a unit, a prefix, or both; bytes may say of what they are."""
     if number <= 0:
         raise BudgetError(f"budget {text!r}: expected a cost above 0")
+    if word in TIMES:
+        return Limit("latency", number * TIMES[word], relative=False)
+    prefix, unit, kind = rf"(?:[{''.join(PREFIXES)}]i?)?", "|".join([*UNITS, *WORDS]), "|".join(WORDS)
+    found = re.fullmatch(rf"({prefix})\s*({unit}|)(?:\s+({kind}))?", word)
+    if found is None or found[1] not in {**PREFIXES, **BINARY}:
+        raise BudgetError(f"budget {text!r}: the unit {word!r} is unknown; write {EXAMPLES}")
     name, twice = UNITS.get(found[2]) or (WORDS.get(found[2], metric), 2)
+    if name == "memory":
+        name = WORDS[found[3]] if found[3] else metric if metric in BYTES else name
+    if name == "latency" or (found[3] and name not in BYTES):
+        raise BudgetError(f"budget {text!r}: latency is told in ms, and only bytes say of what; write {EXAMPLES}")
     return Limit(name, number * {**PREFIXES, **BINARY}[found[1]] * Fraction(twice, 2), relative=False)

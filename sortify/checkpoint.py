@@ -34,6 +34,7 @@ from sortify.graphs import graph_from_json, graph_to_json
 from sortify.lifting import DEVICE, DTYPE, Program
 from sortify.network import running_statistics
 from sortify.plan import Plan
+from sortify.profile import Profile
 from sortify.signature import Signature
 from sortify.space import Subnet, Trained
 from sortify.structure import Structure
@@ -81,6 +82,7 @@ def save(
         "costs": blueprint.costs.to_json(),
         "signature": blueprint.signature.to_json(),
         "trained": blueprint.trained.to_json() if blueprint.trained else None,
+        "profile": blueprint.profile.to_json() if blueprint.profile else None,
         "tensors": {
             name: [info.kind, info.requires_grad, list(tensors[name].shape), _dtype(tensors[name])]
             for name, info in blueprint.infos.items()
@@ -243,6 +245,7 @@ def _blueprint(main: Mapping[str, Any], programs: Mapping[str, Program]) -> Blue
         costs=CostModel.from_json(main["costs"], [axis.name for axis in plan.axes]),
         trained=Trained.from_json(main["trained"]) if main["trained"] else None,
         source=main["source"],
+        profile=Profile.from_json(main["profile"]) if main.get("profile") else None,
     )
 
 
@@ -303,6 +306,8 @@ def _check_plan(file: Path, blueprint: Blueprint, tensors: Mapping[str, torch.Te
         blueprint.costs(blueprint.space.full.values)
     except (LookupError, InputError) as error:
         _require(False, file, f"costs of the axes and blocks of this model, but {error} is none")
+    for row in blueprint.profile.rows if blueprint.profile else ():
+        _require(row.subnet in blueprint.space, file, f"a profile of sub-networks of this model, found {row.subnet}")
     try:
         blueprint.space.knobs  # noqa: B018 - works out what was trained
     except AxesError as error:

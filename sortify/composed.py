@@ -29,6 +29,7 @@ from sortify.model import load as load_whole
 from sortify.network import hold
 from sortify.plan import Plan
 from sortify.prepare import NOTHING, Example, LeftOut, unwrap
+from sortify.profile import Profile
 from sortify.scores import read_scores
 from sortify.signature import Signature
 from sortify.space import Space, Subnet, Trained
@@ -87,9 +88,10 @@ class ComposedModel(SortedModel):
             {f"{p}.{name}": f"{p}.{first}" for p, each in own.items() for name, first in each.aliases.items()},
             self.signature,
             self._plan,
-            self._space._costs,
+            self._space.exact,
             self._space.trained,
             self._source,
+            self._space.profile,
         )
 
     @property
@@ -232,7 +234,10 @@ class ComposedModel(SortedModel):
         return proof.Report((*rows, whole))
 
     def record_trained(self, trained: Trained) -> None:
-        self._space = Space(self._plan, self._space._costs, trained)
+        self._space = Space(self._plan, self._space.exact, trained, profile=self._space.profile)
+
+    def record_profile(self, profile: Profile) -> None:
+        self._space = Space(self._plan, self._space.exact, self._space.trained, profile=profile)
 
     def save(self, path: Any) -> None:
         """Write the parts and all other tensors to a folder that `sortify.load(path, module=original)` reads."""
@@ -246,6 +251,7 @@ class ComposedModel(SortedModel):
             tuple(self._statistics),
             self._space.trained,
             self._source,
+            self._space.profile,
         )
         parts_store.save(path, contents)
 
@@ -404,6 +410,8 @@ def load(path: str | Path, module: nn.Module | None = None, *, runnable: bool = 
     )
     if found.trained is not None:
         model.record_trained(found.trained)
+    if found.profile is not None:
+        model.record_profile(found.profile)
     model._statistics = {subnet: model._measured(subnet) for subnet in found.statistics}
     model.record_scores(read_scores(path))
     return model.eval()

@@ -104,6 +104,7 @@ class CostModel:
         self._cost = lru_cache(maxsize=65536)(self._count)
         self._sizes_at = lru_cache(maxsize=256)(lambda given: sizes_at(opens, dict(given)))
         self._compiled = lru_cache(maxsize=16)(self._compile)
+        self._grouped = lru_cache(maxsize=16)(self._group)
 
     @property
     def open_sizes(self) -> dict[str, int]:
@@ -131,6 +132,25 @@ class CostModel:
         """
         compiled, largest = self._compiled(values.shape[1], tuple(sorted(sizes.items())))
         return Costs(*compiled(values, largest))
+
+    def largest_block(self, values: NDArray[np.int64], **sizes: int) -> NDArray[np.float64]:
+        """The activation bytes of the most expensive block of every sub-network, or of all that is in no block.
+
+        Args:
+            values: one row per sub-network: sizes, then depths.
+            sizes: open sizes.
+        """
+        compiled, rows = self._grouped(values.shape[1], tuple(sorted(sizes.items())))
+        found = compiled(values, 0) if rows else np.zeros((1, len(values)))
+        return np.asarray(found.max(axis=0), dtype=np.float64)
+
+    def _group(self, inputs: int, given: tuple[tuple[str, int], ...]) -> tuple[CostTable, int]:
+        sizes = self._sizes_at(given)
+        own = [term for term in self.terms if term.metric == "activation_bytes"]
+        places = {needs: row for row, needs in enumerate(dict.fromkeys(term.needs for term in own))}
+        terms = [(places[term.needs], term.weight, term.dims, term.needs) for term in own]
+        columns = {axis: place for place, axis in enumerate(self._axes)}
+        return CostTable(terms, len(places), inputs, columns, sizes), len(places)
 
     def shares(self, metric: str = "flops") -> dict[str, float]:
         """For every axis the share of the full network's cost that its size multiplies; they overlap.

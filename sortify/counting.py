@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -13,12 +12,12 @@ from torch import fx
 
 from sortify.axes.algebra import Atom, ConcatExpr, Expr, ProductExpr, Size, resolve
 from sortify.axes.analysis import Analysis
-from sortify.axes.rules.table import size_of_dimension
+from sortify.axes.sizes import size_of_dimension
 from sortify.capture import Captured
 from sortify.cost import CostModel, Term
 from sortify.dims import Dim, Fixed, Named, active, axes_of, concat, product
 from sortify.flops import flops_of
-from sortify.open_sizes import Opens, OpenSize, follows, renamed
+from sortify.open_sizes import Opens, OpenSize, follows, natural_name, renamed
 from sortify.plan import Plan
 from sortify.presence import ALWAYS, NEVER, Needs, either, needs_of_nodes
 
@@ -97,9 +96,7 @@ def _input_sizes(captured: Captured) -> Iterator[tuple[str, int | torch.SymInt]]
     for hole, name in zip(holes, captured.signature.tensor_names, strict=True):
         value = hole.meta["val"]
         for place, size in enumerate(value.shape):
-            sequence = place == 1 and value.dim() == 2 and not value.is_floating_point()
-            plain = re.sub(r"\W", "_", f"{name}_{place}")
-            yield "batch" if place == 0 else "sequence" if sequence else plain, size
+            yield natural_name(name, value, place), size
 
 
 def _unused(name: str, taken: set[str]) -> str:

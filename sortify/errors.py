@@ -34,6 +34,10 @@ class BudgetError(SortifyError):
     """No sub-network fits the budget."""
 
 
+class ProfileError(SortifyError):
+    """Sub-networks cannot be measured, or what was measured cannot be used."""
+
+
 class CheckpointError(SortifyError):
     """A saved model is missing, damaged, or of an unknown version."""
 

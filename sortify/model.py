@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sortify import calibration, checkpoint, extract, proof
+from sortify import calibration, checkpoint, extract, profiling, proof
 from sortify import order as ordering
 from sortify.blueprint import Blueprint
 from sortify.budget import Budget
@@ -21,6 +21,7 @@ from sortify.depth import Chain
 from sortify.errors import BudgetError
 from sortify.network import GraphModule
 from sortify.plan import Axis, Frozen, Plan
+from sortify.profile import MeasuredCost, Profile
 from sortify.rewrite import readable
 from sortify.scores import Chosen, Scores, fingerprint, read_scores
 from sortify.space import Space, Subnet, Trained
@@ -107,7 +108,8 @@ class SortedModel(GraphModule):
         Args:
             budget: a share of the full cost (0.5, "50%"), a cost ("300 MFLOPs", "2.5M params"), or several.
             metric: what a budget without a unit is about.
-            sizes: open sizes to cost at, such as `batch=1`; else those of the example inputs.
+            sizes: open sizes to cost at, such as `batch=1`; else those of the example inputs. Time and memory are known
+                at the sizes of the profile.
 
         Raises:
             BudgetError: nothing fits (the message names the smallest reachable), or the budget cannot be read.
@@ -214,6 +216,54 @@ class SortedModel(GraphModule):
     def print_graph(self, mode: str = "eval") -> str:
         """The rewritten graph as code: slice nodes, computed sizes, blocks."""
         return readable(self.blueprint.sorted_runners[mode].module)
+
+    # -- what it costs on a machine
+
+    def profile(
+        self,
+        device: str | torch.device | None = None,
+        subnets: int | Sequence[Subnet] = profiling.COUNT,
+        seconds: float = profiling.SECONDS,
+        progress: profiling.Progress | None = None,
+        **sizes: int,
+    ) -> Profile:
+        """Measure latency and peak memory of a sample of sub-networks, and predict all others' from then on.
+
+        Budgets of time and memory (`5 ms`, `40 MB`) use it, and `save` keeps it. Each sub-network is measured as it is
+        extracted, in evaluation mode and without gradients; all take turns, and the median over the rounds counts.
+
+        Args:
+            device: where to measure; else where the weights are.
+            subnets: how many, of which the smallest and the full one, each group alone, a nested chain and random ones;
+                or which.
+            seconds: time to measure for; at least one round is made, however long that takes.
+            progress: called with (rounds done, rounds that there is time for).
+            sizes: open sizes of the calls, such as `batch=1, sequence=512`; else those of the example inputs.
+
+        Raises:
+            ProfileError: the device, the sub-networks or the sizes cannot be used.
+            InputError: the model has no such open size.
+        """
+        found = profiling.profile(self, device, subnets, seconds, progress, sizes=sizes)
+        self.record_profile(found)
+        return found
+
+    @property
+    def profiled(self) -> Profile | None:
+        """The profile that was made last, if any."""
+        return self.space.profile
+
+    def record_profile(self, profile: Profile) -> None:
+        """Note what was measured: budgets of time and memory go by it from now on."""
+        self.blueprint = self.blueprint.with_profile(profile)
+
+    def measured_cost(self, subnet: Subnet | None = None) -> MeasuredCost:
+        """Latency and peak memory of a sub-network (the active one by default), as the profile predicts them.
+
+        Raises:
+            BudgetError: there is no profile.
+        """
+        return self.space.measured_cost(self._active if subnet is None else subnet)
 
     # -- statistics
 

@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from sortify.errors import InputError
 
 
@@ -33,6 +35,14 @@ class OpenSize:
 
 
 Opens = tuple[OpenSize, ...]
+
+
+def natural_name(label: str, tensor: torch.Tensor, dim: int) -> str:
+    """What people call an open dimension of an input; `label` is the input's own name."""
+    if dim == 0:
+        return "batch"
+    sequence = dim == 1 and tensor.dim() == 2 and not tensor.is_floating_point()
+    return "sequence" if sequence else re.sub(r"\W", "_", f"{label}_{dim}")
 
 
 def chosen_by_caller(opens: Opens) -> dict[str, int]:

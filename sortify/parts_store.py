@@ -25,6 +25,7 @@ from sortify.errors import CheckpointError
 from sortify.files import replacing
 from sortify.merging import Part
 from sortify.model import load as load_one
+from sortify.profile import Profile
 from sortify.signature import Signature
 from sortify.space import Subnet, Trained
 
@@ -40,7 +41,7 @@ class Contents:
         signature, examples: of the whole.
         rest: tensors outside the parts; rest_parameters: how many numbers of them are parameters.
         statistics: the sub-networks that have been recalibrated.
-        trained: the levels that were trained; source: for people.
+        trained: the levels that were trained; source: for people; profile: of the whole on a machine.
     """
 
     parts: Sequence[Part]
@@ -52,6 +53,7 @@ class Contents:
     statistics: Sequence[Subnet]
     trained: Trained | None
     source: str | None
+    profile: Profile | None = None
 
 
 def save(path: str | Path, contents: Contents) -> None:
@@ -80,6 +82,7 @@ def save(path: str | Path, contents: Contents) -> None:
             "rest_parameters": contents.rest_parameters,
             "statistics": [subnet.to_json() for subnet in contents.statistics],
             "trained": contents.trained.to_json() if contents.trained else None,
+            "profile": contents.profile.to_json() if contents.profile else None,
             "sha256": {file: _digest(path / file) for file in files},
         }
         with replacing(path / MAIN) as draft:
@@ -136,6 +139,7 @@ def read(path: str | Path) -> Contents:
             [Subnet.from_json(each) for each in main["statistics"]],
             Trained.from_json(main["trained"]) if main["trained"] else None,
             main["source"],
+            Profile.from_json(main["profile"]) if main.get("profile") else None,
         )
     except CheckpointError:
         raise

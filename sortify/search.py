@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sortify.cost import CostModel, Costs
+from sortify.cost import Costs
 from sortify.levels import Knob
 
 EXHAUSTIVE = 1 << 20
@@ -27,6 +28,14 @@ ROUNDS, MOST = 400, 20_000
 """Rounds of climbing, and trades that are looked at in one."""
 Choice = tuple[int, ...]
 Matrix = NDArray[np.int64]
+
+
+class Table(Protocol):
+    """What knows the costs of many sub-networks."""
+
+    def table(self, values: Matrix, **sizes: int) -> Costs:
+        """One row of sizes and depths per sub-network."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +51,7 @@ class Choices:
 
     knobs: tuple[Knob, ...]
     full: tuple[int, ...]
-    costs: CostModel
+    costs: Table
     sizes: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -164,7 +173,7 @@ def _drawn(choices: Choices, tops: Sequence[int], bounds: Bounds) -> list[Choice
 
 
 def _of(choices: Choices, choice: Choice, metric: str) -> int:
-    return int(getattr(choices.table([choice])[0], metric))
+    return int(getattr(choices.table([choice]), metric)[0])
 
 
 def _best_of(choices: Choices, candidates: Sequence[Choice], bounds: Bounds) -> Choice | None:

@@ -11,17 +11,19 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
 
-from sortify.budget import Budget, Limit, read_budget
+from sortify.budget import MEASURED, Budget, Limit, figure, not_measured, read_budget
 from sortify.cost import Cost, CostModel, Costs
 from sortify.errors import AxesError, BudgetError
 from sortify.levels import Columns, Fractions, Knob, Trained, check_fractions, default_levels
 from sortify.plan import Plan
-from sortify.search import Bounds, Choice, Choices, Matrix, best_choice, largest, within
+from sortify.profile import Features, MeasuredCost, Prices, Profile
+from sortify.search import Bounds, Choice, Choices, Matrix, Table, best_choice, largest, within
 from sortify.subnet import Subnet
 
 __all__ = ["Space", "Subnet", "Trained"]
@@ -40,13 +42,20 @@ class Space:
         costs: the cost of any sub-network.
         trained: what was trained, if anything.
         settings: levels to choose from, where these are not the trained ones.
+        profile: what sub-networks cost on a machine, if that was measured.
     """
 
     def __init__(
-        self, plan: Plan, costs: CostModel, trained: Trained | None = None, settings: Trained | None = None
+        self,
+        plan: Plan,
+        costs: CostModel,
+        trained: Trained | None = None,
+        settings: Trained | None = None,
+        profile: Profile | None = None,
     ) -> None:
         self._plan = plan
         self._costs = costs
+        self._prices = None if profile is None else Prices(Features(costs, plan), profile)
         self._columns = Columns(plan)
         self.trained = trained
         self.groups = self._columns.groups
@@ -104,7 +113,7 @@ class Space:
         if levels is not None:
             settings = replace(settings, levels=self._levels(levels, multiple))
         self._columns.knobs(settings)
-        return Space(self._plan, self._costs, self.trained, settings)
+        return Space(self._plan, self._costs, self.trained, settings, self.profile)
 
     def groups_of(self, name: str) -> tuple[str, ...]:
         """The groups of the axes and chains that a name or pattern means.
@@ -264,6 +273,32 @@ class Space:
     # -- costs and budgets
 
     @property
+    def exact(self) -> CostModel:
+        """The exact cost of any sub-network by its values."""
+        return self._costs
+
+    @property
+    def profile(self) -> Profile | None:
+        """What sub-networks cost on a machine, if that was measured."""
+        return None if self._prices is None else self._prices.profile
+
+    @property
+    def _known(self) -> Table:
+        """All costs that are known: exact ones, and with a profile the predicted ones."""
+        return self._prices or self._costs
+
+    def measured_cost(self, subnet: Subnet) -> MeasuredCost:
+        """The latency and the peak memory of a sub-network, as the profile predicts them.
+
+        Raises:
+            BudgetError: there is no profile.
+        """
+        if self._prices is None:
+            raise BudgetError(not_measured(Limit("latency", Fraction(1), relative=True)))
+        found = self._prices.table(np.array([subnet.values], dtype=np.int64))
+        return MeasuredCost(int(found.latency[0]) / 1e9, int(found.memory[0]))
+
+    @property
     def open_sizes(self) -> dict[str, int]:
         """The sizes that a call decides (`batch`, `sequence`, ...), as they are at the example inputs."""
         return self._costs.open_sizes
@@ -304,8 +339,8 @@ class Space:
 
         Args:
             budget: a share of the full network's cost (0.5, "50%"), a cost ("300 MFLOPs", "2.5M params"), or several.
-            metric: what a budget without a unit is about: flops, params or activation_bytes. Of several budgets the
-                first is the one that is used up.
+            metric: what a budget without a unit is about: flops, params, activation_bytes, or, with a profile, latency
+                or memory. Of several budgets the first is the one that is used up.
             scores: measured sub-networks, higher is better: the best one within the budget is chosen among these, where
                 there is one.
             sizes: open sizes to cost at, such as `batch=1`; else those of the example inputs.
@@ -314,24 +349,43 @@ class Space:
             BudgetError: no member is that small (the message names the smallest), or the budget cannot be read.
         """
         limits = read_budget(budget, metric)
-        whole = self.cost(self.full, **sizes)
+        self._check_measured(limits, sizes)
         bounds: dict[str, int] = {}
         for limit in limits:
-            own = limit.bound(getattr(whole, limit.metric))
+            own = limit.bound(self._of(self.full, limit.metric, sizes))
             bounds[limit.metric] = min(own, bounds.get(limit.metric, own))
         found = self._best_scored(scores, bounds, sizes) if scores else None
         return found or self._largest(bounds, limits, sizes)
 
+    def _check_measured(self, limits: Sequence[Limit], sizes: Mapping[str, int]) -> None:
+        """Refuse limits of what is measured where no profile is, or none of calls of these sizes."""
+        for limit in limits:
+            if limit.metric in MEASURED and self.profile is None:
+                raise BudgetError(not_measured(limit))
+            if limit.metric in MEASURED and self.profile is not None:
+                own = dict(self.profile.sizes)
+                wrong = [f"{name}={size}" for name, size in sizes.items() if own.get(name, size) != size]
+                if wrong:
+                    told = ", ".join(f"{name}={size}" for name, size in own.items())
+                    raise BudgetError(
+                        f"budget {limit}: the profile was measured at {told}, not at {', '.join(wrong)}: "
+                        f"run `sortify profile --sizes {','.join(wrong)}`, or leave the sizes out"
+                    )
+
+    def _of(self, subnet: Subnet, metric: str, sizes: Mapping[str, int]) -> int:
+        values = np.array([subnet.values], dtype=np.int64)
+        return int(getattr(self._known.table(values, **sizes), metric)[0])
+
     def _best_scored(self, scores: Mapping[Subnet, float], bounds: Bounds, sizes: Mapping[str, int]) -> Subnet | None:
         known = list(scores)
-        costs = self.costs(known, **sizes)
+        costs = self._known.table(np.array([subnet.values for subnet in known], dtype=np.int64), **sizes)
         fitting = [int(place) for place in np.flatnonzero(within(costs, bounds))]
         metric = next(iter(bounds))
-        best = max(fitting, key=lambda p: (scores[known[p]], -getattr(costs[p], metric)), default=None)
+        best = max(fitting, key=lambda p: (scores[known[p]], -getattr(costs, metric)[p]), default=None)
         return None if best is None else known[best]
 
     def _largest(self, bounds: Bounds, limits: Sequence[Limit], sizes: Mapping[str, int]) -> Subnet:
-        choices = Choices(self.knobs, self.full.values, self._costs, sizes)
+        choices = Choices(self.knobs, self.full.values, self._known, sizes)
         if self.count <= LISTED:
             matrix, costs = self._table(tuple(sorted(sizes.items())))
             fitting = within(costs, bounds)
@@ -344,26 +398,25 @@ class Space:
 
     def _costed(self, sizes: tuple[tuple[str, int], ...]) -> tuple[Matrix, Costs]:
         """All choices and their costs; members that cost the same stand in the order of their sizes."""
-        choices = Choices(self.knobs, self.full.values, self._costs, dict(sizes))
+        choices = Choices(self.knobs, self.full.values, self._known, dict(sizes))
         matrix = np.array(self._all(self.knobs), dtype=np.int64).reshape(choices.count, len(self.knobs))
         values = choices.values(matrix)
         order = np.lexsort(values.T[::-1])
-        return matrix[order], self._costs.table(values[order], **dict(sizes))
+        return matrix[order], self._known.table(values[order], **dict(sizes))
 
     def _too_small(self, bounds: Bounds, limits: Sequence[Limit], sizes: Mapping[str, int]) -> str:
         """What to say where nothing fits: costs grow with sizes, so the smallest member has the least of each."""
-        least, cost, whole = self.smallest, self.cost(self.smallest, **sizes), self.cost(self.full, **sizes)
         told = []
         for limit in limits:
-            own, full = getattr(cost, limit.metric), getattr(whole, limit.metric)
-            if own > limit.bound(full):
-                share = own / max(1, full)
+            least, full = (self._of(each, limit.metric, sizes) for each in (self.smallest, self.full))
+            if least > limit.bound(full):
+                share, own, whole = least / max(1, full), figure(limit.metric, least), figure(limit.metric, full)
                 told.append(
-                    f"{limit} ({full:,}) is too small: the smallest reachable is {share:.4f} ({own:,})"
+                    f"{limit} ({whole}) is too small: the smallest reachable is {share:.4f} ({own})"
                     if limit.relative
-                    else f"{limit} is too small: the smallest reachable is {own:,} ({share:.4f} of the full network)"
+                    else f"{limit} is too small: the smallest reachable is {own} ({share:.4f} of the full network)"
                 )
-        return f"budget {'; '.join(told)} with {least}"
+        return f"budget {'; '.join(told)} with {self.smallest}"
 
     def is_member(self, subnet: Subnet) -> bool:
         """Whether a sub-network is one of those to choose from (after training: of those that were trained)."""

@@ -29,9 +29,21 @@ from sortify.errors import BudgetError
         ("1.2GFLOPs", "flops", "1200000000", False),
         ("600 MMACs", "flops", "1200000000", False),
         ("3e8 flops", "flops", "300000000", False),
-        ("40 MB", "activation_bytes", "40000000", False),
-        ("2 MiB", "activation_bytes", "2097152", False),
-        ("512 bytes", "activation_bytes", "512", False),
+        ("40 MB", "memory", "40000000", False),
+        ("2 MiB", "memory", "2097152", False),
+        ("512 bytes", "memory", "512", False),
+        ("40 MB memory", "memory", "40000000", False),
+        ("40 MB activations", "activation_bytes", "40000000", False),
+        ("2MiB  activation_bytes", "activation_bytes", "2097152", False),
+        ("40M memory", "memory", "40000000", False),
+        ("50% memory", "memory", "1/2", True),
+        ("5 ms", "latency", "5000000", False),
+        ("5ms", "latency", "5000000", False),
+        ("0.5 s", "latency", "500000000", False),
+        ("250 us", "latency", "250000", False),
+        ("1.5 seconds", "latency", "1500000000", False),
+        ("50% latency", "latency", "1/2", True),
+        ("0.5 latency", "latency", "1/2", True),
         ("7k activations", "activation_bytes", "7000", False),
     ],
 )
@@ -61,9 +73,11 @@ def test_what_has_no_unit_is_of_the_metric() -> None:
         ("half", "'half': expected a number"),
         ("", "expected a number"),
         ("3 parsecs", "the unit 'parsecs' is unknown"),
-        ("50% speed", "'speed' is no metric; there are params, flops, activation_bytes"),
-        ("5 ms", "'5 ms': latency is measured on a machine, and this model has no profile of one"),
-        ("50% latency", "latency is measured"),
+        ("50% speed", "'speed' is no metric; there are params, flops, activation_bytes, latency, memory"),
+        ("5 latency", "latency is told in ms"),
+        ("5M flops memory", "only bytes say of what"),
+        ("5 MB params", "only bytes say of what"),
+        ("0 ms", "above 0"),
         ([], "nothing is given"),
     ],
 )
@@ -74,10 +88,21 @@ def test_wrong_budgets_are_refused_in_one_line(wrong: Budget, message: str) -> N
 
 
 def test_wrong_metrics_are_refused() -> None:
-    with pytest.raises(BudgetError, match="metric 'speed': expected one of params, flops, activation_bytes"):
+    with pytest.raises(BudgetError, match="metric 'speed': expected one of params, flops, activation_bytes, latency"):
         read_budget(0.5, "speed")
-    with pytest.raises(BudgetError, match="'memory': memory is measured on a machine"):
-        read_budget(0.5, "memory")
+
+
+def test_bytes_are_of_the_metric_where_it_has_bytes() -> None:
+    assert read_budget("40 MB", "activation_bytes") == read_budget("40 MB activations")
+    assert read_budget("40 MB", "memory") == read_budget("40 MB", "flops") == read_budget("40 MB memory")
+    assert read_budget(0.5, "memory") == read_budget("50% memory")
+
+
+def test_limits_are_told_as_people_read_them() -> None:
+    assert str(read_budget("5 ms")[0]) == "5 ms latency"
+    assert str(read_budget("0.25 s")[0]) == "250 ms latency"
+    assert str(read_budget("40 MB")[0]) == "40 MB memory"
+    assert str(read_budget("40 MB activations")[0]) == "40,000,000 activation_bytes"
 
 
 def test_bounds_are_exact() -> None:

@@ -120,6 +120,29 @@ def test_inspect_shows_axes_reasons_costs_and_levels(walk: Walk) -> None:
     assert "smallest" in text
 
 
+def test_profile_prints_measured_and_predicted_and_budgets_go_by_it(trained: Path) -> None:
+    """What the machine says is not known; that it is shown, saved and used is."""
+    weights = load_file(trained / "sorted" / "model.safetensors")
+    result = works(trained, "profile", "--seconds", "0.1", "--subnets", "6", "--sizes", "batch=1", "--device", "cpu")
+    assert all(word in result.stdout for word in ("predicted", "spread", "samples/s", "MB", "off in the median"))
+    assert result.stdout.splitlines()[-1] == "saved: sorted"
+    model = sortify.load(trained / "sorted")
+    assert model.profiled is not None
+    assert len(model.profiled.rows) == 6
+    assert dict(model.profiled.sizes) == {"batch": 1}
+    assert all(torch.equal(t, weights[name]) for name, t in load_file(trained / "sorted" / "model.safetensors").items())
+    shown = works(trained, "inspect").stdout
+    assert "latency and memory at batch=1" in shown
+    assert "profile (device cpu" in shown
+    facts = json.loads(works(trained, "inspect", "--json").stdout)
+    assert sortify.Profile.from_json(facts["profile"]) == model.profiled
+    said = works(trained, "extract", "--budget", "100% latency, 1 GB", "-o", "quick.pt2").stdout
+    assert " ms " in said
+    assert "the best within the budget of 4 measured" in said
+    assert "was measured at batch=1" in call(trained, "extract", "--budget", "5ms", "--sizes", "batch=2").stderr
+    assert "no device" in call(trained, "profile", "--device", "toaster").stderr
+
+
 def test_inspect_as_json(walk: Walk) -> None:
     model = sortify.load(walk.sorted)
     facts = json.loads(works(walk.folder, "inspect", "--json").stdout)

@@ -210,9 +210,9 @@ def test_a_budget_that_is_too_small_tells_the_smallest(place: Path) -> None:
     [
         (
             "extract --budget 0.5 --metric latency",
-            "'latency': latency is measured on a machine, and this model has no profile",
+            "latency is measured on a machine, and this model has no profile of one: run `sortify profile`",
         ),
-        ("extract --budget 5ms", "'5ms': latency is measured"),
+        ("extract --budget 5ms", "budget 5 ms latency: latency is measured"),
         ("extract --budget 20", "budget 20: a plain number is a share"),
         ("extract --budget 0.5 --sizes bach=1", "no open size 'bach'"),
         ("extract --budget -1", "budget -1: expected a fraction"),
