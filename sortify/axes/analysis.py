@@ -14,7 +14,8 @@ from sortify.axes import algebra
 from sortify.axes.algebra import fixed_atom, open_atom
 from sortify.axes.control import check_used, inside, matching, paths_to
 from sortify.axes.reasons import Place
-from sortify.axes.rules.table import RULES, Call, Dims, Literal, Result, sizes_of
+from sortify.axes.rules.table import RULES, Call, Dims, Literal, Result
+from sortify.axes.sizes import sizes_of
 from sortify.capture import Captured
 from sortify.lifting import Program
 from sortify.structure import LONE

@@ -18,6 +18,7 @@ from torch import fx
 from sortify.axes import algebra
 from sortify.axes.algebra import Expr, Size
 from sortify.axes.reasons import Place, Reason
+from sortify.axes.sizes import sizes_of
 
 Dims = tuple[Expr, ...]
 Result = Any  # Dims for a tensor, a list of Dims for several tensors, None for anything else
@@ -144,28 +145,6 @@ def overloads(*packets: str) -> list[str]:
                 if not any(argument.is_out for argument in schema.arguments):
                     names.append(f"aten.{variant}.{overload}")
     return names
-
-
-def sizes_of(value: torch.Tensor) -> tuple[Size, ...]:
-    return tuple(size_of_dimension(s) for s in value.shape)
-
-
-def size_of_dimension(value: int | torch.SymInt) -> Size:
-    """A dimension of a fake tensor as a count times symbols; anything else is one opaque symbol."""
-    if isinstance(value, int):
-        return Size(value)
-    expression = value.node.expr
-    if expression.is_Integer:
-        return Size(int(expression))
-    count, factors = expression.as_coeff_mul()
-    symbols: list[str] = []
-    for factor in factors:
-        base, exponent = factor.as_base_exp()
-        if base.is_Symbol and exponent.is_Integer and exponent > 0:
-            symbols += [str(base)] * int(exponent)
-        else:
-            return Size(1, (str(expression),))
-    return Size(int(count), tuple(sorted(symbols))) if count.is_Integer else Size(1, (str(expression),))
 
 
 def position_of(node: fx.Node, argument: str) -> int | str:
