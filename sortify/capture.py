@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from sortify.exporting import Exporter, describe_place, run_untouched, settle, w
 from sortify.lifting import DTYPE, Program, lift
 from sortify.prepare import NOTHING, Example, LeftOut, check_memory, check_module, open_dataclasses, to_device_of
 from sortify.signature import Signature
+from sortify.symbols import Traced, traced
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class TensorInfo:
 class Captured:
     """A captured model: programs by mode ('train', 'eval'), tensors by original name, and the call signature.
 
-    `left_out` says what training does at random and the train program does not.
+    `left_out` says what training does at random and the train program does not; `traced` what the tracer noted about
+    the sizes of the inputs, by mode.
     """
 
     programs: Mapping[str, Program]
@@ -51,6 +53,7 @@ class Captured:
     examples: tuple[torch.Tensor, ...]
     notes: tuple[str, ...]
     left_out: LeftOut = NOTHING
+    traced: Mapping[str, Traced] = field(default_factory=dict)
 
 
 def capture(
@@ -79,11 +82,13 @@ def capture(
     names = _names(module)
     wanted = wanted_open(leaves, signature.tensor_names, dynamic)
     export = Exporter(module, args, kwargs, wanted)
-    programs, specs = {}, None
+    programs, sizes, specs = {}, dict[str, Traced](), None
     constants: dict[str, torch.Tensor] = {}
     reference: fx.Graph | None = None
     for mode in ("train", "eval"):
-        programs[mode], found, seen = lift(export(mode == "train"), names)
+        exported = export(mode == "train")
+        sizes[mode] = traced(exported)
+        programs[mode], found, seen = lift(exported, names)
         constants |= found
         specs = settle(seen, specs)
         if any(_dtypes(programs[mode].graph)):
@@ -101,7 +106,7 @@ def capture(
     told = dict.fromkeys(note for program in programs.values() for note in program.notes)
     notes += [*added, *moved, *fixed, *shared, *told, *export.left_out.notes]
     signature = signature.with_specs(specs or [])
-    return Captured(programs, tensors, infos, aliases, signature, tuple(leaves), tuple(notes), export.left_out)
+    return Captured(programs, tensors, infos, aliases, signature, tuple(leaves), tuple(notes), export.left_out, sizes)
 
 
 PROOF_SIZE = 256

@@ -20,6 +20,7 @@ from sortify.axes.analysis import Analysis, analyse
 from sortify.axes.control import Control
 from sortify.axes.rules import RULES
 from sortify.blueprint import Blueprint
+from sortify.bounds import limits_of
 from sortify.capture import Captured, as_example, capture, examples_to_prove
 from sortify.counting import make_cost_model
 from sortify.depth import Chain, find_chains
@@ -29,7 +30,7 @@ from sortify.exporting import ExportError
 from sortify.inputs import example_inputs_for
 from sortify.model import SortedModel
 from sortify.parts import sortify_parts
-from sortify.plan import make_plan
+from sortify.plan import Frozen, make_plan
 from sortify.prepare import Example, unwrap
 
 FOUND = Control()
@@ -130,8 +131,9 @@ def _proven(found: _Found, module: nn.Module) -> tuple[Blueprint, proof.Report]:
             return blueprint, proof.NOT_RUN
         with captured.left_out.of(module):
             report = proof.prove(blueprint, captured.tensors, examples, module)
+            limits = limits_of(blueprint, captured.traced, captured.tensors, examples, module) if report.passed else ()
         if report.passed:
-            return blueprint, report
+            return _limited(blueprint, limits), report
         failing = [] if _passed(report, "permutation") else proof.failing_axes(blueprint, captured.tensors, examples)
         why = "permuting it changed the outputs"
         if not failing and not _passed(report, "slice"):
@@ -145,6 +147,16 @@ def _proven(found: _Found, module: nn.Module) -> tuple[Blueprint, proof.Report]:
             )
         for name in failing:
             algebra.fix(atoms[name], f"it failed its proof as axis {name}: {why}")
+
+
+def _limited(blueprint: Blueprint, limits: tuple[str, ...]) -> Blueprint:
+    """The same model, which says for which sizes of the inputs its graphs hold, and refuses others."""
+    if not limits:
+        return blueprint
+    signature = replace(blueprint.signature, limits=limits)
+    told = [Frozen("capture", f"sizes of the inputs: the graphs hold where {signature.readable(x)}") for x in limits]
+    plan = replace(blueprint.plan, frozen=(*blueprint.plan.frozen, *told))
+    return replace(blueprint, signature=signature, plan=plan)
 
 
 def _passed(report: proof.Report, kind: str) -> bool:

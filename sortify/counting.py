@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from torch import fx
 
+from sortify.arithmetic import follows, renamed
 from sortify.axes.algebra import Atom, ConcatExpr, Expr, ProductExpr, Size, resolve
 from sortify.axes.analysis import Analysis
 from sortify.axes.sizes import size_of_dimension
@@ -17,9 +18,9 @@ from sortify.capture import Captured
 from sortify.cost import CostModel, Term
 from sortify.dims import Dim, Fixed, Named, active, axes_of, concat, product
 from sortify.flops import flops_of
-from sortify.open_sizes import Opens, OpenSize, follows, natural_name, renamed
+from sortify.open_sizes import Opens, OpenSize, natural_name
 from sortify.plan import Plan
-from sortify.presence import ALWAYS, NEVER, Needs, either, needs_of_nodes
+from sortify.presence import ALWAYS, NEVER, Needs, needs_of_nodes, needs_of_parameters
 
 
 def make_cost_model(captured: Captured, analysis: Analysis, plan: Plan, named: Mapping[Atom, Named]) -> CostModel:
@@ -146,17 +147,12 @@ class _Sizer:
 
 def _parameter_terms(captured: Captured, plan: Plan, needs: Mapping[str, Mapping[str, Needs]]) -> list[Term]:
     """A parameter counts where an op of either mode that is run reads it, and always where none does in any case."""
-    readers: dict[str, list[Needs]] = {}
-    for mode, program in captured.programs.items():
-        holes = [node for node in program.graph.nodes if node.op == "placeholder"][2:]
-        for hole, name in zip(holes, program.tensors, strict=False):
-            if hole.users:
-                readers.setdefault(name, []).append(needs[mode][hole.name])
+    known = needs_of_parameters(captured.programs, needs)
     terms = []
     for name, info in captured.infos.items():
         if info.kind == "parameter":
             dims = plan.shapes.get(name) or tuple(map(Fixed, captured.tensors[name].shape))
-            terms.append(Term("params", 1, dims, either(readers[name]) if name in readers else ALWAYS))
+            terms.append(Term("params", 1, dims, known.get(name, ALWAYS)))
     return terms
 
 

@@ -24,9 +24,7 @@ from torch.utils import _pytree as pytree
 from sortify.errors import CaptureError
 from sortify.prepare import NOTHING, mode_of, never_skipping, open_dataclasses, quiet_tracing
 from sortify.signature import LeafSpec
-
-Place = tuple[int, int]
-"""Number of the input tensor, dimension."""
+from sortify.symbols import Place
 
 
 def wanted_open(

@@ -6,16 +6,14 @@ as its rule, and computed by that rule; a rule that is not understood is refused
 
 from __future__ import annotations
 
-import ast
-import math
-import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from sortify.arithmetic import value_of
 from sortify.errors import InputError
 
 
@@ -79,88 +77,6 @@ def _followed(size: OpenSize, values: Mapping[str, int]) -> int:
             f"a size of this model, {size.rule}, cannot be computed at these sizes ({error}): "
             f"its costs are known at the sizes of the example inputs only"
         ) from None
-
-
-def follows(rule: str, values: Mapping[str, int], size: int) -> bool:
-    """Whether a rule is understood and gives `size` at these values."""
-    try:
-        return value_of(rule, values) == size
-    except (ValueError, ArithmeticError):
-        return False
-
-
-def renamed(rule: str, names: Mapping[str, str]) -> str:
-    """A rule with other names in it."""
-    return re.sub(r"[A-Za-z_]\w*", lambda found: names.get(found[0], found[0]), rule)
-
-
-def value_of(rule: str, values: Mapping[str, int]) -> int:
-    """Compute a rule.
-
-    Raises:
-        ValueError: it is not understood, or gives no whole number.
-        ArithmeticError: it divides by zero.
-    """
-    try:
-        found = _value(ast.parse(rule, mode="eval").body, values)
-    except (SyntaxError, TypeError, RecursionError, MemoryError):
-        raise ValueError("the rule is not understood") from None
-    if found != int(found):
-        raise ValueError(f"{found} is no whole number")
-    return int(found)
-
-
-def _divided(a: Any, b: Any) -> Any:
-    """Exact where it can be."""
-    return a // b if isinstance(a, int) and isinstance(b, int) and b and a % b == 0 else a / b
-
-
-_OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
-    ast.Div: _divided,
-    ast.USub: operator.neg,
-    ast.UAdd: operator.pos,
-}
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "Max": max,
-    "Min": min,
-    "Mod": operator.mod,
-    "PythonMod": operator.mod,
-    "FloorDiv": operator.floordiv,
-    "CleanDiv": operator.floordiv,
-    "CeilDiv": lambda a, b: -(-a // b),
-    "IntTrueDiv": operator.truediv,
-    "FloatTrueDiv": operator.truediv,
-    "ToFloat": float,
-    "FloorToInt": math.floor,
-    "TruncToInt": math.trunc,
-    "CeilToInt": math.ceil,
-    "floor": math.floor,
-    "ceiling": math.ceil,
-}
-"""How torch writes the sizes of a traced graph."""
-LARGEST_POWER = 8
-
-
-def _value(tree: ast.AST, values: Mapping[str, int]) -> Any:
-    match tree:
-        case ast.Constant(value=value) if type(value) in (int, float):
-            return value
-        case ast.Name(id=name) if name in values:
-            return values[name]
-        case ast.BinOp(left=left, op=ast.Pow(), right=ast.Constant(value=int(power))) if 0 <= power <= LARGEST_POWER:
-            return _value(left, values) ** power
-        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
-            return _OPERATORS[type(op)](_value(left, values), _value(right, values))
-        case ast.UnaryOp(op=op, operand=operand) if type(op) in _OPERATORS:
-            return _OPERATORS[type(op)](_value(operand, values))
-        case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in _FUNCTIONS:
-            return _FUNCTIONS[name](*[_value(each, values) for each in arguments])
-    raise ValueError("the rule is not understood")
 
 
 def opens_from_json(data: Sequence[Any]) -> Opens:

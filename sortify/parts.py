@@ -104,7 +104,10 @@ class _Finder:
         try:
             for sizes in open_sizes(child, calls, varied):
                 try:
-                    self.parts.append(Part(path, self.convert(child, calls.first, sizes), len(calls.shapes)))
+                    model = self.convert(child, calls.first, sizes)
+                    for shapes in calls.shapes:
+                        model.signature.check_sizes([tuple(shape) for shape in shapes])
+                    self.parts.append(Part(path, model, len(calls.shapes)))
                     return None
                 except AxesError as error:
                     why = f"{_NOTHING}: {first_line(error)}"

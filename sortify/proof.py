@@ -25,7 +25,7 @@ from sortify.errors import CaptureError
 from sortify.extract import cut, pick, shrink
 from sortify.interpreter import run_side_by_side
 from sortify.lifting import Program
-from sortify.network import argument, running_statistics, used_tensors
+from sortify.network import Runner, argument, running_statistics, used_tensors
 from sortify.prepare import NOTHING, LeftOut, mode_of
 from sortify.space import Subnet
 from sortify.structure import flatten
@@ -174,8 +174,29 @@ def identity(
     blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.Tensor], mode: str, original: nn.Module | None
 ) -> Check:
     """The rewritten full model against the original: outputs, and in training the buffers that a step changes."""
-    runner, examples, again = blueprint.sorted_runners[mode], *(_few(blueprint, examples, mode) for _ in range(2))
+    examples = _few(blueprint, examples, mode)
+    note = f"full model = {'captured graph' if original is None else 'original'}"
+    full = (blueprint.space.full.values,)
+    error = distance(blueprint, tensors, examples, mode, original, blueprint.sorted_runners[mode], full)
+    return Check(f"identity ({mode})", error, SINGLE, note)
+
+
+def distance(
+    blueprint: Blueprint,
+    tensors: Tensors,
+    examples: Sequence[torch.Tensor],
+    mode: str,
+    original: nn.Module | None,
+    runner: Runner | None = None,
+    leading: Sequence[Any] = (),
+) -> float:
+    """How far a graph is from the original, or else from the captured graph: outputs, and buffers that are changed.
+
+    Args:
+        runner: the graph, the captured one by default; leading: what it takes first.
+    """
     ours, theirs = _clones(tensors, blueprint), _clones(tensors, blueprint)
+    again = [t.clone() for t in examples]
     if original is None:
         expected = _run(lambda: blueprint.plain_runners[mode]((), theirs, again))
     else:
@@ -184,12 +205,9 @@ def identity(
         with mode_of(original, mode == "train"):
             expected = _run(lambda: _original(original, state, args, kwargs))
         theirs |= state  # a forward may put new tensors in the place of its buffers
-    found = _run(lambda: runner((blueprint.space.full.values,), ours, examples))
-    error = difference(expected, found)
+    found = _run(lambda: (runner or blueprint.plain_runners[mode])(leading, ours, [t.clone() for t in examples]))
     changed = [name for name, info in blueprint.infos.items() if info.kind != "parameter" and name in tensors]
-    error = max([error, *(difference(theirs[name], ours[name]) for name in changed)])
-    note = f"full model = {'captured graph' if original is None else 'original'}"
-    return Check(f"identity ({mode})", error, SINGLE, note)
+    return max([difference(expected, found), *(difference(theirs[name], ours[name]) for name in changed)])
 
 
 def _original(module: nn.Module, state: dict[str, torch.Tensor], args: Any, kwargs: Any) -> Any:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 
+from sortify.arithmetic import holds, understood
 from sortify.errors import CheckpointError, InputError
 from sortify.structure import (
     Scalar,
@@ -25,6 +28,7 @@ from sortify.structure import (
     shorten,
     take,
 )
+from sortify.symbols import name_of
 
 _SEQUENCES = ("list", "tuple", "namedtuple")
 
@@ -144,11 +148,14 @@ class Signature:
         arguments: that the captured call gave, positional ones first, then keywords in the order given.
             That is the order in which torch.export numbers its inputs (which counts None as an input).
         positional: how many of the arguments were given by position.
+        limits: what the sizes of a call must meet for the graphs to serve it, over `s0_1` (dimension 1 of captured
+            tensor 0) and the like.
     """
 
     parameters: tuple[Parameter, ...]
     arguments: tuple[Argument, ...]
     positional: int = 0
+    limits: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Signature:
@@ -229,7 +236,24 @@ class Signature:
                 self._check_absent(argument)
         for name, value in given.items():
             self._check_extra(name, value)
+        if self.limits and not torch.compiler.is_compiling():
+            self.check_sizes([tuple(tensor.shape) for tensor in tensors])
         return tensors
+
+    def check_sizes(self, shapes: Sequence[tuple[int, ...]]) -> None:
+        """Raise InputError in one line if the graphs do not serve tensors of these shapes, in captured order."""
+        broken = _broken(self.limits, tuple(shapes))
+        if broken is not None:
+            sizes = ", ".join(f"{n} {list(s)}" for n, s in zip(self.tensor_names, shapes, strict=True))
+            raise InputError(
+                f"sizes of the inputs ({sizes}): the captured graphs hold where {self.readable(broken)}; "
+                f"convert again with example_inputs of this size"
+            )
+
+    def readable(self, limit: str) -> str:
+        """A limit in terms of `NAME.shape[DIMENSION]`."""
+        names = self.tensor_names
+        return re.sub(r"\bs(\d+)_(\d+)\b", lambda m: f"{names[int(m[1])]}.shape[{m[2]}]", limit)
 
     def call(self, tensors: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The captured call with other tensors: what `bind` takes apart. Returns positional and named arguments."""
@@ -317,6 +341,7 @@ class Signature:
                 for a in self.arguments
             ],
             "positional": self.positional,
+            "limits": list(self.limits),
         }
 
     @classmethod
@@ -331,7 +356,26 @@ class Signature:
         positional = take(data, "positional", int, where)
         if not 0 <= positional <= len(arguments):
             raise CheckpointError(f"{where}: {positional} positional arguments of {len(arguments)}")
-        return cls(parameters, arguments, positional)
+        limits = tuple(take(data, "limits", list, where))
+        signature = cls(parameters, arguments, positional, limits)
+        ones = {name_of((n, d)): 1 for n, spec in enumerate(signature.specs) for d in range(len(spec.shape))}
+        for limit in limits:
+            if not isinstance(limit, str) or not understood(limit, ones):
+                raise CheckpointError(f"{where}: a limit on sizes is not understood: {shorten(limit)}")
+        return signature
+
+
+@lru_cache(maxsize=4096)
+def _broken(limits: tuple[str, ...], shapes: tuple[tuple[int, ...], ...]) -> str | None:
+    """The first limit that does not hold."""
+    sizes = {name_of((n, d)): size for n, shape in enumerate(shapes) for d, size in enumerate(shape)}
+    for limit in limits:
+        try:
+            if not holds(limit, sizes):
+                return limit
+        except ArithmeticError:  # such as a division by a size that is 0 here
+            return limit
+    return None
 
 
 def _whole(argument: Argument) -> Constant | None:

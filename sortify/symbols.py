@@ -1,0 +1,105 @@
+"""The sizes that torch's tracer leaves open, and what it took for granted about them.
+
+The tracer writes sizes as expressions over symbols. While it traces it decides how the code goes on, and notes what
+must hold of the sizes for that: `Eq((s0 + 63)//64, 1)` where a loop ran once. Padding up to a multiple of a number
+comes in several spellings that sympy does not see through; `simplified` writes them as one product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+from torch.utils._sympy.functions import FloorDiv, Mod, PythonMod
+
+Place = tuple[int, int]
+"""Number of the input tensor, dimension."""
+
+
+@lru_cache(maxsize=65536)
+def simplified(expression: sympy.Basic) -> sympy.Basic:
+    """The same value, with padded sizes as products."""
+    return expression.replace(_is_padded, _unpadded)
+
+
+def _is_padded(expression: sympy.Basic) -> bool:
+    return isinstance(expression, sympy.Add) and _split(expression) is not None
+
+
+def _unpadded(expression: sympy.Add) -> sympy.Expr:
+    found = _split(expression)
+    assert found is not None
+    whole, multiple = found
+    return multiple * FloorDiv(whole, multiple)
+
+
+def _split(expression: sympy.Add) -> tuple[sympy.Expr, sympy.Integer] | None:
+    """For the next multiple of m from s on, `s + (-s) % m`, the pair `s + m - 1`, m; for `s - s % m` the pair s, m."""
+    for term in expression.args:
+        rest = expression - term
+        sign, remainder = term.as_coeff_Mul()
+        if not isinstance(remainder, (Mod, PythonMod)) or not remainder.args[1].is_Integer:
+            continue
+        inner, multiple = remainder.args
+        if sign == 1 and (inner == -rest or any(inner == multiple - kind(rest, multiple) for kind in (Mod, PythonMod))):
+            return rest + multiple - 1, multiple
+        if sign == -1 and inner == rest:
+            return rest, multiple
+    return None
+
+
+@dataclass(frozen=True)
+class Traced:
+    """The open sizes of the inputs of one traced graph.
+
+    Attributes:
+        places: every open dimension -> its size, an expression over `s0_1` (dimension 1 of input tensor 0) and the
+            like; where that is its own name, others follow from it.
+        conditions: what must hold for the graph to be what the code would do, over the same names.
+    """
+
+    places: Mapping[Place, str] = field(default_factory=dict)
+    conditions: tuple[str, ...] = ()
+
+
+def traced(exported: fx.GraphModule) -> Traced:
+    """What the tracer noted about the sizes of the inputs of an exported module."""
+    names: dict[sympy.Symbol, sympy.Expr] = {}
+    places: dict[Place, str] = {}
+    conditions: dict[str, None] = {}
+    environment: Any = None
+    for place, size in _open_sizes(exported.graph):
+        environment = size.node.shape_env
+        expression = environment.replace(size.node.expr)
+        own = sympy.Symbol(name_of(place), positive=True, integer=True)
+        count, symbol = expression.as_coeff_Mul()
+        if symbol.is_Symbol and symbol not in names:
+            names[symbol], places[place] = FloorDiv(own, count), str(own)
+            conditions |= {str(sympy.Eq(Mod(own, count), 0)): None} if count != 1 else {}
+        elif expression.free_symbols <= names.keys():
+            places[place] = str(simplified(expression.xreplace(names)))
+    guards = {environment.replace(guard.expr): None for guard in environment.guards} if environment else {}
+    for guard in guards:
+        if guard.free_symbols and guard.free_symbols <= names.keys():
+            conditions[str(simplified(guard.xreplace(names)))] = None
+    conditions.pop("True", None)
+    return Traced(places, tuple(conditions))
+
+
+def name_of(place: Place) -> str:
+    """How conditions call the size of a dimension of an input tensor."""
+    return f"s{place[0]}_{place[1]}"
+
+
+def _open_sizes(graph: fx.Graph) -> Iterator[tuple[Place, torch.SymInt]]:
+    inputs = [node.meta.get("val") for node in graph.nodes if node.op == "placeholder"]
+    tensors: list[Any] = [value for value in inputs if isinstance(value, torch.Tensor)]
+    for number, tensor in enumerate(tensors):
+        for dim, size in enumerate(tensor.shape):
+            if isinstance(size, torch.SymInt) and not size.node.expr.is_number:
+                yield (number, dim), size
