@@ -17,6 +17,7 @@ from .show import (
     elastic_share,
     ends,
     frozen_reasons,
+    order_text,
     parameter_counts,
     profile_text,
     reason,
@@ -56,7 +57,7 @@ def run(
     if why:
         show(_why(model))
         return
-    say(f"{dir}: from {model.source or 'a module'}; trained: {trained_text(model)}")
+    say(f"{dir}: from {model.source or 'a module'}; trained: {trained_text(model)}{order_text(model)}")
     show(_axes(model))
     if model.chains:
         show(_chains(model))
@@ -79,6 +80,7 @@ def facts(model: sortify.SortedModel) -> dict[str, Any]:
         "costs": {name: asdict(model.cost(member)) for name, member in ends(model).items()},
         "elastic": elastic_share(model),
         "trained": None if trained is None else trained.to_json(),
+        "ordered": {"units": model.ordered, "blocks": model.blocks_ranked},
         "profile": None if model.profiled is None else model.profiled.to_json(),
         "open": model.open_sizes,
     }

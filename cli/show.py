@@ -157,6 +157,11 @@ def reason(frozen: sortify.Frozen) -> str:
     return f"{frozen.op}: {frozen.why}" if frozen.op else frozen.why
 
 
+def order_text(model: sortify.SortedModel) -> str:
+    """By what units and blocks were sorted, as an addition to a line; nothing where they were not."""
+    return f"; ordered by {model.ordered}{', blocks too' if model.blocks_ranked else ''}" if model.ordered else ""
+
+
 def trained_text(model: sortify.SortedModel) -> str:
     """The levels that were trained, on one line."""
     trained = model.space.trained

@@ -15,7 +15,8 @@ Rooms, in the order in which data flows, each importing only what stands before 
     fitting, profile     what sub-networks cost on a machine, as measured and as predicted
     network, blueprint   modules made of graphs; everything but the tensors
     extract, proof       sub-networks on their own; checks by running
-    calibration, checkpoint, scores, order, peak, profiling, model   the sorted model
+    calibration, checkpoint, scores, peak, profiling, model   the sorted model
+    activity, importance, block_order, order   which units and blocks small sub-networks keep
     merging, parts_store, composed, parts   models that are captured in parts
     convert              all of it in one call
     data, tasks, samplers, update, train, evaluate, picture   training and what came of it

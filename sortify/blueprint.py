@@ -31,6 +31,7 @@ class Blueprint:
         trained: the groups and levels that were trained, if any.
         source: what the model was converted from, for people.
         profile: what sub-networks cost on a machine, if that was measured.
+        ordered: the measure by which units were sorted last, if they were; blocks_ranked: whether blocks were, too.
     """
 
     programs: Mapping[str, Program]
@@ -42,6 +43,8 @@ class Blueprint:
     trained: Trained | None = None
     source: str | None = None
     profile: Profile | None = None
+    ordered: str | None = None
+    blocks_ranked: bool = False
 
     @cached_property
     def sorted_runners(self) -> dict[str, Runner]:

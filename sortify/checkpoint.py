@@ -83,6 +83,7 @@ def save(
         "signature": blueprint.signature.to_json(),
         "trained": blueprint.trained.to_json() if blueprint.trained else None,
         "profile": blueprint.profile.to_json() if blueprint.profile else None,
+        "ordered": {"units": blueprint.ordered, "blocks": blueprint.blocks_ranked},
         "tensors": {
             name: [info.kind, info.requires_grad, list(tensors[name].shape), _dtype(tensors[name])]
             for name, info in blueprint.infos.items()
@@ -236,6 +237,7 @@ def _program(data: Mapping[str, Any]) -> Program:
 
 def _blueprint(main: Mapping[str, Any], programs: Mapping[str, Program]) -> Blueprint:
     plan = Plan.from_json(main["plan"])
+    ordered = main.get("ordered") or {"units": None, "blocks": False}
     return Blueprint(
         programs=programs,
         infos={name: TensorInfo(kind, grad) for name, (kind, grad, _, _) in main["tensors"].items()},
@@ -246,6 +248,8 @@ def _blueprint(main: Mapping[str, Any], programs: Mapping[str, Program]) -> Blue
         trained=Trained.from_json(main["trained"]) if main["trained"] else None,
         source=main["source"],
         profile=Profile.from_json(main["profile"]) if main.get("profile") else None,
+        ordered=ordered["units"],
+        blocks_ranked=bool(ordered["blocks"]),
     )
 
 

@@ -92,6 +92,7 @@ class ComposedModel(SortedModel):
             self._space.trained,
             self._source,
             self._space.profile,
+            next((each.ordered for each in own.values()), None),
         )
 
     @property
@@ -238,6 +239,10 @@ class ComposedModel(SortedModel):
 
     def record_profile(self, profile: Profile) -> None:
         self._space = Space(self._plan, self._space.exact, self._space.trained, profile=profile)
+
+    def record_order(self, by: str) -> None:
+        for part in self._parts:
+            part.model.record_order(by)
 
     def save(self, path: Any) -> None:
         """Write the parts and all other tensors to a folder that `sortify.load(path, module=original)` reads."""

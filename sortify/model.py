@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sortify import calibration, checkpoint, extract, profiling, proof
+from sortify import calibration, checkpoint, extract, importance, profiling, proof
 from sortify import order as ordering
 from sortify.blueprint import Blueprint
 from sortify.budget import Budget
@@ -295,8 +296,9 @@ class SortedModel(GraphModule):
         data: Iterable[Any] | None = None,
         batches: int = 20,
         *,
-        loss: ordering.Loss | None = None,
-        progress: ordering.Progress | None = None,
+        loss: importance.Loss | None = None,
+        progress: importance.Progress | None = None,
+        blocks: bool = False,
     ) -> ordering.Ordered:
         """Sort the units of every axis by importance, in place: small sub-networks keep the most important ones.
 
@@ -305,17 +307,38 @@ class SortedModel(GraphModule):
         are forgotten.
 
         Args:
-            by: `magnitude` (no data), `activation` or `taylor`; see `sortify/order.py`.
+            by: `magnitude` (no data), `activation` or `taylor`; see `sortify/importance.py`.
             data: batches as for `recalibrate`; taylor needs (inputs, target) or a mapping with labels.
             batches: how many to use.
             loss: for taylor, a function of (outputs, target); else `output.loss` or the cross-entropy of logits.
             progress: called with (batches done, batches).
+            blocks: rank the blocks of every chain as well: smaller depths give up the least important ones, and the
+                others run in their own order.
 
         Raises:
             DataError: unknown measure, or data is missing or does not fit.
             ProofError: outputs would change; the weights are then as they were.
         """
-        return ordering.order(self, by, data, batches, loss, progress)
+        return ordering.order(self, by, data, batches, loss, progress, blocks)
+
+    @property
+    def ordered(self) -> str | None:
+        """The measure by which the units were sorted last, if they were."""
+        return self.blueprint.ordered
+
+    @property
+    def blocks_ranked(self) -> bool:
+        """Whether chains keep their most important blocks, not the first that run."""
+        return self.blueprint.blocks_ranked
+
+    def record_order(self, by: str) -> None:
+        """Note the measure by which the units were sorted."""
+        self.blueprint = replace(self.blueprint, ordered=by)
+
+    def record_block_order(self, blueprint: Blueprint) -> None:
+        """Take chains in another order, with their costs."""
+        self.blueprint = replace(blueprint, blocks_ranked=True)
+        self._known_weights = None
 
     def captured_parts(self) -> list[tuple[str, SortedModel]]:
         """The captured models that this one is made of, with what stands before their names: itself."""

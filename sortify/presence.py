@@ -6,7 +6,7 @@ written as alternatives: each names blocks that must all be kept, as (chain inde
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import fx
 
@@ -68,6 +68,22 @@ def needs_of_nodes(program: Program, chains: Sequence[Chain], mode: str) -> dict
         read[node.name] = ALWAYS if _stays(node) else either(users)
         needs[node.name] = both(own.get(node.name, ALWAYS), read[node.name])
     return needs
+
+
+def needs_of_parameters(programs: Mapping[str, Program], needs: Mapping[str, Mapping[str, Needs]]) -> dict[str, Needs]:
+    """What each tensor needs in order to be read in any mode, by its name; tensors that nothing reads are left out.
+
+    Args:
+        programs: the graphs by mode.
+        needs: by mode, of every node.
+    """
+    readers: dict[str, list[Needs]] = {}
+    for mode, program in programs.items():
+        holes = [node for node in program.graph.nodes if node.op == "placeholder"][2:]
+        for hole, name in zip(holes, program.tensors, strict=False):
+            if hole.users:
+                readers.setdefault(name, []).append(needs[mode][hole.name])
+    return {name: either(own) for name, own in readers.items()}
 
 
 def _stays(node: fx.Node) -> bool:

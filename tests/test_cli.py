@@ -120,6 +120,28 @@ def test_inspect_shows_axes_reasons_costs_and_levels(walk: Walk) -> None:
     assert "smallest" in text
 
 
+def test_order_sorts_units_and_blocks_and_spares_what_was_trained(trained: Path) -> None:
+    refused = call(trained, "order")
+    assert refused.exit_code == 2
+    assert "holds a model in training or trained" in refused.stderr
+    works(trained, "convert", "model.pt", "--overwrite")
+    before = sortify.load(trained / "sorted")
+    assert "order by 'size': expected one of magnitude" in call(trained, "order", "--by", "size").stderr
+    said = works(trained, "order", "--by", "taylor", "--batches", "2", "--batch-size", "16", "--blocks").stdout
+    assert "ordered by taylor" in said
+    assert "the first of these stay: " in said
+    after = sortify.load(trained / "sorted")
+    x = torch.randn(4, 1, 8, 8)
+    with torch.no_grad():
+        assert sortify.difference(before(x), after(x)) < 1e-5
+    assert any(not torch.equal(t, dict(before.named_parameters())[name]) for name, t in after.named_parameters())
+    assert "trained: nothing yet; ordered by taylor, blocks too" in works(trained, "inspect").stdout
+    facts = json.loads(works(trained, "inspect", "--json").stdout)
+    assert facts["ordered"] == {"units": "taylor", "blocks": True}
+    works(trained, "train", "--steps", "1")
+    assert sortify.load(trained / "sorted").ordered == "taylor"
+
+
 def test_profile_prints_measured_and_predicted_and_budgets_go_by_it(trained: Path) -> None:
     """What the machine says is not known; that it is shown, saved and used is."""
     weights = load_file(trained / "sorted" / "model.safetensors")

@@ -17,7 +17,8 @@ from sortify import SortedModel, load, sortify
 from sortify import order as ordering
 from sortify.dims import Dim, axes_of, full, parse, parse_shape, positions
 from sortify.errors import DataError, ProofError
-from sortify.order import MEASURES, owners, per_unit, ranking, scores
+from sortify.importance import MEASURES, measure, owners, per_unit
+from sortify.order import ranking
 
 NAMES = ("resnet", "group_norm", "shufflenet_2", "grouped_query_interleave", "qkv_per_head", "tied_embeddings")
 CASES = {case.name: case for case in zoo.MODELS if case.name in NAMES}
@@ -116,7 +117,7 @@ def test_outputs_stay_and_scores_fall(name: str, by: str) -> None:
     assert any(list(places) != sorted(places) for places in done.orders.values())
     assert all(parameter is parameters[key] for key, parameter in model.named_parameters())
     assert not any(parameter.grad is not None for parameter in model.parameters())
-    for axis, units in scores(model, by, data).items():
+    for axis, units in measure(model, by, data).units.items():
         told = torch.tensor(done.scores[axis], dtype=torch.float64)
         assert bool((units[:-1] >= units[1:] - 1e-4 * units.max()).all()), axis
         assert_close_outputs(units, told, 1e-4)
@@ -154,6 +155,45 @@ def test_a_planted_unit_comes_first(by: str, unit: int) -> None:
     model = sortify(Planted(unit), (x,))
     (places,) = model.order(by, [(x, torch.arange(16) % 3)]).orders.values()
     assert places[0] == unit
+
+
+class Forms(nn.Module):
+    """`[B, 6]` to `[B, 3]` through eight units; every form of a product keeps its weights in its own way."""
+
+    def __init__(self, form: str, unit: int) -> None:
+        super().__init__()
+        self.form = form
+        self.weight = nn.Parameter(torch.randn(6, 8) / 3)
+        self.bias = nn.Parameter(torch.zeros(8))
+        self.turned = nn.ConvTranspose2d(6, 8, 2)
+        self.fc2 = nn.Linear(8, 3)
+        with torch.no_grad():
+            self.weight[:, unit] *= 30
+            self.turned.weight[:, unit] *= 30
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.form == "addmm":
+            y = torch.addmm(self.bias, x, self.weight)
+        elif self.form == "mm":
+            y = torch.mm(x, self.weight)
+        elif self.form == "matmul":
+            y = torch.matmul(x[:, None], self.weight)[:, 0]
+        elif self.form == "turned":
+            y = torch.matmul(x, self.weight.t().transpose(0, 1))
+        else:
+            y = self.turned(x[:, :, None, None]).mean((2, 3))
+        return self.fc2(torch.tanh(y))
+
+
+@pytest.mark.parametrize("form", ["addmm", "mm", "matmul", "turned", "transposed"])
+def test_activations_of_every_form_of_a_product_count(form: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(16, 6)
+    model = sortify(Forms(form, 5).eval(), (x,))
+    done = model.order("activation", [x])
+    carried = "turned.weight" if form == "transposed" else "weight"
+    (axis,) = [axis.name for axis in model.axes.values() if carried in axis.parameters]
+    assert done.orders[axis][0] == 5
 
 
 # -- what is refused, and what stays
