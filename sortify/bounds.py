@@ -17,7 +17,7 @@ from torch import nn
 
 from sortify.arithmetic import holds, value_of
 from sortify.blueprint import Blueprint
-from sortify.proof import SINGLE, distance, perturbed, statistics_of
+from sortify.proof import SINGLE, distance, unsettled
 from sortify.symbols import Traced, name_of
 
 LARGEST = 8
@@ -48,7 +48,7 @@ def limits_of(
         examples: the example inputs; original: the module that was captured.
     """
     found: dict[str, None] = {}
-    noisy = perturbed(tensors, statistics_of(blueprint))
+    noisy = unsettled(blueprint, tensors, examples)
     for mode, sizes in traced.items():
         side = _Side(blueprint, noisy, examples, original, mode, sizes)
         broken = _broken(sizes, side.values)

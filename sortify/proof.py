@@ -84,7 +84,7 @@ def prove(
     if any(tensor.is_meta for tensor in tensors.values()):
         return NOT_RUN
     examples = examples if original is not None else _moved(examples, tensors)
-    noisy = perturbed(tensors, statistics_of(blueprint))
+    noisy = unsettled(blueprint, tensors, examples)
     shuffled = []
     if blueprint.plan.axes:
         axes = [axis.name for axis in blueprint.plan.axes]
@@ -144,7 +144,43 @@ def statistics_of(blueprint: Blueprint) -> list[str]:
     return [name for program in blueprint.programs.values() for name in running_statistics(program)]
 
 
-def perturbed(tensors: Tensors, statistics: Sequence[str] = ()) -> Tensors:
+AMOUNTS = (1.0, 0.1, 0.0)
+
+
+def unsettled(blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.Tensor]) -> Tensors:
+    """Weights as `perturbed` gives them, moved so little that the outputs stay finite: deep networks may overflow.
+
+    Raises:
+        CaptureError: the outputs are not finite even with the weights as they are.
+    """
+    few, runner = _few(blueprint, examples, "eval"), blueprint.plain_runners["eval"]
+    least: int | None = None
+    for amount in AMOUNTS:
+        noisy = perturbed(tensors, statistics_of(blueprint), amount)
+        lost, numbers = _not_finite(_run(lambda: runner((), _clones(noisy, blueprint), few)))  # noqa: B023 (at once)
+        if lost == 0:
+            return noisy
+        if least is None:
+            least, numbers = _not_finite(_run(lambda: runner((), _clones(tensors, blueprint), few)))
+            if least == numbers:
+                raise CaptureError(
+                    "the model gives no finite number on the example inputs, so nothing can be proven: "
+                    "give inputs, or weights, with which it works"
+                )
+        if lost <= least:
+            return noisy
+    return tensors
+
+
+def _not_finite(outputs: Any) -> tuple[int, int]:
+    """How many of the numbers in all floating outputs are not finite, and how many there are."""
+    leaves = [
+        t for t in torch.utils._pytree.tree_leaves(outputs) if isinstance(t, torch.Tensor) and t.is_floating_point()
+    ]
+    return sum(int((~t.isfinite()).sum()) for t in leaves), max(1, sum(t.numel() for t in leaves))
+
+
+def perturbed(tensors: Tensors, statistics: Sequence[str] = (), amount: float = 1.0) -> Tensors:
     """Tensors in which parameters and running statistics differ a little from the given ones, made as looked up.
 
     Other buffers stay: what a mask or a table of positions means may hang on its exact numbers.
@@ -164,7 +200,7 @@ def perturbed(tensors: Tensors, statistics: Sequence[str] = ()) -> Tensors:
         for part, mine in ((slice(0, at), own), (slice(at, None), own[:rest])):  # in one pass: weights may be large
             if old[part].numel():
                 pair = (old[part].view(-1, len(mine)), new[part].view(-1, len(mine)))
-                torch.addcmul(0.05 * mine + low, pair[0], 1 + 0.1 * mine, out=pair[1])
+                torch.addcmul(amount * (0.05 * mine + low), pair[0], 1 + 0.1 * amount * mine, out=pair[1])
         return changed
 
     return Lazily(tensors, change)
@@ -270,7 +306,7 @@ def _reordered(value: Any, shapes: Mapping[str, Sequence[Dim]], orders: Mapping[
 
 def failing_axes(blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.Tensor]) -> list[str]:
     """The axes whose permutation changes the outputs, found by bisection; [] when all may be shuffled."""
-    noisy = perturbed(tensors, statistics_of(blueprint))
+    noisy = unsettled(blueprint, tensors, examples)
 
     def search(names: list[str], error: Callable[[Iterable[str]], float], tolerance: float) -> list[str]:
         if not names or error(names) <= tolerance:
@@ -387,7 +423,7 @@ def axes_that_do_not_slice(blueprint: Blueprint, tensors: Tensors, examples: Seq
 
     Where the full network does not equal its extraction either, no axis is to blame: [].
     """
-    noisy = perturbed(tensors, statistics_of(blueprint))
+    noisy = unsettled(blueprint, tensors, examples)
     if not slice_is_extraction(blueprint, noisy, examples, blueprint.space.full).passed:
         return []
     found = []

@@ -16,7 +16,7 @@ from zoo import IMAGE, ROW, randomize
 from sortify import SortedModel, convert, proof, sortify
 from sortify.axes.rules import RULES
 from sortify.axes.rules.pointwise import pointwise, same_shape
-from sortify.errors import ProofError
+from sortify.errors import CaptureError, ProofError
 from sortify.rewrite import rewrite
 
 
@@ -415,3 +415,39 @@ def test_a_tensor_without_data_equals_nothing() -> None:
         fake = torch.ones(3)
     assert proof.difference(fake, fake) == float("inf")
     assert proof.difference(torch.ones(3), fake) == float("inf")
+
+
+# -- numbers that are not finite
+
+
+class Growing(nn.Module):
+    """Each layer keeps its input's scale; with weights a little larger the output overflows."""
+
+    def __init__(self, layers: int = 40, width: int = 64, start: float = 1.0) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(layers))
+        self.start = start
+        for layer in self.layers:
+            nn.init.orthogonal_(layer.weight)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * self.start
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def test_a_network_that_overflows_when_it_is_perturbed_is_perturbed_less() -> None:
+    original = Growing(80).eval()
+    x = 1e37 * torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
+    more = dict(proof.perturbed(dict(original.named_parameters())))
+    assert original(x).isfinite().all()
+    assert not torch.func.functional_call(original, more, (x,)).isfinite().all()
+    model = sortify(original, (x,))
+    assert model.report is not None
+    assert model.report.passed
+
+
+def test_a_model_that_gives_no_finite_number_is_told_so() -> None:
+    with pytest.raises(CaptureError, match="no finite number on the example inputs"):
+        sortify(Growing(2, start=float("nan")), (torch.randn(2, 64),))

@@ -62,7 +62,7 @@ def _fill(row: Row, name: str) -> None:
     built = models.build(name)
     original, inputs = built.module, built.inputs
     row |= {"how": built.how, "parameters": sum(p.numel() for p in original.parameters()), "stage": "convert"}
-    perturb(original)
+    perturb(original, inputs)
     model = sortify(original.eval(), inputs)
     if isinstance(inputs, dict) and any(note.why.startswith(f"{CACHE}=False") for note in model.frozen):
         inputs[CACHE] = False
@@ -166,13 +166,21 @@ def flops_share(model: SortedModel) -> float | None:
     return round(sum(c * share for c, share in zip(costs, shares, strict=True)) / full, 6) if full else None
 
 
-def perturb(module: nn.Module) -> None:
-    """Move every parameter a little, so that zeros (fresh heads, tiny layer scales) hide nothing."""
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            if parameter.is_floating_point():
-                parameter.add_((0.02 * torch.rand(parameter.shape, generator=generator) - 0.005).to(parameter.dtype))
+def perturb(module: nn.Module, inputs: Inputs) -> None:
+    """Move every parameter a little, so that zeros (fresh heads, tiny layer scales) hide nothing.
+
+    A tenth of that, or nothing, where the outputs would overflow.
+    """
+    weights = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+    for amount in (0.02, 0.002, 0.0):
+        generator = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                if parameter.is_floating_point():
+                    noise = amount * (torch.rand(parameter.shape, generator=generator) - 0.25)
+                    parameter.copy_(weights[name] + noise.to(parameter.dtype))
+        if amount == 0.0 or finite(run(module, inputs, "eval")):
+            return
 
 
 def identity(model: SortedModel, original: nn.Module, inputs: Inputs, mode: str) -> tuple[float, bool]:
