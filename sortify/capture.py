@@ -60,6 +60,7 @@ def capture(
     module: nn.Module,
     example_inputs: tuple[Any, ...] | Mapping[str, Any] | Example,
     dynamic: Mapping[str, Sequence[int]] | None = None,
+    training: bool = True,
 ) -> Captured:
     """Capture `module` in train and eval mode.
 
@@ -68,6 +69,7 @@ def capture(
         example_inputs: positional inputs as a tuple, or keyword inputs as a dict. Dimension 0 of every tensor (the
             batch), and dimension 1 of integer tensors of rank 2 (a sequence), stay open where the model allows it.
         dynamic: further dimensions to leave open, by input: {"x": (2, 3)} for the height and width of images.
+        training: False captures evaluation only, and takes it for training too: half the time.
 
     Raises:
         CaptureError: the model cannot be captured with these inputs.
@@ -85,7 +87,7 @@ def capture(
     programs, sizes, specs = {}, dict[str, Traced](), None
     constants: dict[str, torch.Tensor] = {}
     reference: fx.Graph | None = None
-    for mode in ("train", "eval"):
+    for mode in ("train", "eval") if training else ("eval",):
         exported = export(mode == "train")
         sizes[mode] = traced(exported)
         programs[mode], found, seen = lift(exported, names)
@@ -95,6 +97,9 @@ def capture(
             if reference is None or not _alike(programs[mode].graph, reference):
                 reference = _reference(export, names, mode == "train")
             _follow_dtype(programs[mode], reference)
+    left_out = export.left_out
+    if not training:
+        programs["train"], left_out = programs["eval"], LeftOut(everything=True)
     tensors, infos, aliases = _tensors(module, constants)
     shared = check_memory(tensors, constants)
     fixed = [
@@ -104,9 +109,9 @@ def capture(
         if specs is not None and specs[place[0]].shape[place[1]] is not None
     ]
     told = dict.fromkeys(note for program in programs.values() for note in program.notes)
-    notes += [*added, *moved, *fixed, *shared, *told, *export.left_out.notes]
+    notes += [*added, *moved, *fixed, *shared, *told, *left_out.notes]
     signature = signature.with_specs(specs or [])
-    return Captured(programs, tensors, infos, aliases, signature, tuple(leaves), tuple(notes), export.left_out, sizes)
+    return Captured(programs, tensors, infos, aliases, signature, tuple(leaves), tuple(notes), left_out, sizes)
 
 
 PROOF_SIZE = 256

@@ -41,6 +41,7 @@ def sortify(
     example_inputs: tuple[Any, ...] | Mapping[str, Any] | torch.Tensor | None = None,
     *,
     dynamic: Mapping[str, Sequence[int]] | None = None,
+    training: bool = True,
     fix: Sequence[str] = (),
     free: Sequence[str] = (),
     opaque: Sequence[str] = (),
@@ -54,6 +55,9 @@ def sortify(
         example_inputs: positional inputs as a tuple, keyword inputs as a dict, or None to infer them from what the
             module says about itself (timm, torchvision and transformers models do).
         dynamic: dimensions to leave open beside batch and sequence, by input: {"x": (2, 3)} for images of any size.
+        training: False captures evaluation only, which training mode then runs too, without dropout and the like: half
+            the time, for models that are not to be trained, or whose training cannot be captured. A model that goes
+            by parts is captured in both modes all the same.
         fix: patterns (`encoder.*`) of axes, by name or by a parameter that carries them, of blocks and of chains that
             are to stay as they are.
         free: patterns of axes that are left full by default, such as `*.head_dim`, and are to be elastic.
@@ -79,7 +83,7 @@ def sortify(
         control = Control(*(tuple([x] if isinstance(x, str) else x) for x in (fix, free, opaque)))
         enter("capture")
         try:
-            captured = capture(module, inputs, dynamic)
+            captured = capture(module, inputs, dynamic, training)
         except ExportError as error:
             if control != FOUND:
                 raise CaptureError(f"{error}; fix, free and opaque are for models that are captured whole") from error

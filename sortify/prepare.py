@@ -191,6 +191,7 @@ def _refill(container: Any, contents: Any) -> None:
 _HELD_BACK: ContextVar[frozenset[nn.Module]] = ContextVar("held_back", default=frozenset())
 
 SKIPPED = "parts that training skips at random are always run"
+EVALUATION = "training=False: only evaluation was captured, and training mode runs it too, without dropout and the like"
 HELD_BACK = "drawn by NumPy or Python's random in training, which no graph can hold: its own code runs as in evaluation"
 
 
@@ -201,21 +202,26 @@ class LeftOut:
     Attributes:
         skips: it skips layers; they are always run.
         held_back: paths of the modules whose own code, not that of their children, runs as in evaluation mode.
+        everything: all of it runs as in evaluation mode, as the caller wants.
     """
 
     skips: bool = False
     held_back: tuple[str, ...] = ()
+    everything: bool = False
 
     @property
     def notes(self) -> list[str]:
         """What to say about it."""
         names = ", ".join(name or "the model" for name in self.held_back)
+        if self.everything:
+            return [EVALUATION]
         return [*([SKIPPED] if self.skips else []), *([f"numbers of {names}: {HELD_BACK}"] if names else [])]
 
     @contextmanager
     def of(self, module: nn.Module) -> Iterator[None]:
         """Leave it out of the calls of a module too, such as the original that a graph is compared with."""
-        held = _HELD_BACK.set(_HELD_BACK.get() | {module.get_submodule(path) for path in self.held_back})
+        held_back = module.modules() if self.everything else map(module.get_submodule, self.held_back)
+        held = _HELD_BACK.set(_HELD_BACK.get() | {*held_back})
         try:
             with never_skipping() if self.skips else nullcontext():
                 yield

@@ -157,7 +157,10 @@ def unsettled(blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.T
     least: int | None = None
     for amount in AMOUNTS:
         noisy = perturbed(tensors, statistics_of(blueprint), amount)
-        lost, numbers = _not_finite(_run(lambda: runner((), _clones(noisy, blueprint), few)))  # noqa: B023 (at once)
+        try:
+            lost, numbers = _not_finite(_run(lambda: runner((), _clones(noisy, blueprint), few)))  # noqa: B023 (at once)
+        except Exception:  # the checks that follow tell why
+            return noisy
         if lost == 0:
             return noisy
         if least is None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import random
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from compare import assert_close_outputs, assert_same_tensors
@@ -17,7 +15,7 @@ from torch import Tensor, nn
 from sortify import SortedModel, sortify
 from sortify.capture import capture, examples_to_prove
 from sortify.errors import CaptureError, InputError
-from sortify.prepare import LeftOut, mode_of
+from sortify.prepare import mode_of
 
 SINGLE = 1e-6
 
@@ -522,76 +520,3 @@ def test_what_a_model_keeps_in_evaluation_is_neither_captured_nor_changed(ran_be
         dict(model.named_parameters())["scale"].fill_(3.0)
         original.train().eval().scale.fill_(3.0)
     assert_close_outputs(model(rows()), original(rows()), SINGLE)
-
-
-class LayerDrop(nn.Module):
-    """In training each layer is skipped with some probability."""
-
-    def __init__(self, drawn: Callable[[], Any]) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
-        self.out, self.drawn = nn.Linear(8, 5), drawn
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers:
-            if self.training and self.drawn() < 0.5:
-                continue
-            x = x + layer(x).relu()
-        out: Tensor = self.out(x)
-        return out
-
-
-@pytest.mark.parametrize(
-    "drawn", [lambda: torch.rand([]), lambda: torch.rand(1), lambda: torch.rand(()).item(), lambda: torch.rand(1, 1)]
-)
-def test_layers_that_training_skips_at_random_are_always_run(drawn: Callable[[], Any]) -> None:
-    original = LayerDrop(drawn)
-    model = sortify(original, (rows(),))
-    assert "parts that training skips at random are always run" in notes(model)
-    assert [len(chain.blocks) for chain in model.chains.values()] == [3]
-    assert_close_outputs(model.eval()(rows()), original.eval()(rows()), SINGLE)
-    assert torch.equal(model.train()(rows()), model.eval()(rows()))
-
-
-def test_a_decision_about_the_inputs_is_still_refused() -> None:
-    with pytest.raises(CaptureError, match="data-dependent"):
-        sortify(LayerDrop(lambda: 0.0 * torch.ones(1).sigmoid()), (rows(),))
-
-
-class MasksOutside(nn.Module):
-    """In training, or always, some rows are hidden, drawn without torch; the layers behind it know nothing of that."""
-
-    def __init__(self, drawn: Callable[[int], Any], always: bool = False) -> None:
-        super().__init__()
-        self.drawn, self.always = drawn, always
-        self.layers = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
-        self.out = nn.Linear(8, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training or self.always:
-            x = x * (torch.tensor(self.drawn(len(x))) > 0.1)
-        out: Tensor = self.out(self.layers(x))
-        return out
-
-
-@pytest.mark.parametrize("drawn", [lambda n: np.random.rand(n, 1), lambda n: [[random.random()] for _ in range(n)]])
-def test_numbers_drawn_outside_torch_are_left_out_of_training(drawn: Callable[[int], Any]) -> None:
-    """Only of the module that draws them: the dropout of another one stays."""
-    before = np.random.get_state()[1].tobytes(), random.getstate()  # type: ignore[index, union-attr]
-    original = nn.Sequential(MasksOutside(drawn), nn.Dropout(0.5))
-    model = sortify(original, (rows(),))
-    assert all(module.training for module in original.modules())
-    assert (np.random.get_state()[1].tobytes(), random.getstate()) == before  # type: ignore[index, union-attr]
-    assert any("numbers of 0: drawn by NumPy or Python's random" in text for text in notes(model))
-    assert model.report is not None
-    assert model.report.left_out == LeftOut(held_back=("0",))
-    assert_close_outputs(model.eval()(rows()), original.eval()(rows()), SINGLE)
-    assert not torch.equal(model.train()(rows()), model.eval()(rows()))
-
-
-def test_numbers_drawn_outside_torch_in_any_mode_are_not_frozen_into_a_graph() -> None:
-    original = MasksOutside(lambda n: np.random.rand(n, 1), always=True)
-    with pytest.raises(CaptureError, match=r"draws numbers by NumPy or Python's random \((train|eval) mode\)"):
-        capture(original, (rows(),))
-    model = sortify(original, (rows(),))
-    assert set(model.parts) == {"layers"}  # type: ignore[attr-defined]
