@@ -49,8 +49,8 @@ report-models: $(READY) ## prove the first models and time their conversion, int
 zoo: $(READY) ## convert every torchvision model, 1 or 2 per timm module, every transformers type; hours, resumable
 	OMP_NUM_THREADS=1 $(BIN)/python -m examples.coverage.sweep --zoo zoo --page docs/coverage.md
 
-zoo-full: $(READY) ## the same over all timm names; days on a small machine, resumable
-	OMP_NUM_THREADS=1 $(BIN)/python -m examples.coverage.sweep --zoo zoo-full --seconds 900 --memory 12
+zoo-full: $(READY) ## all other timm names, evaluation only; hours, resumable
+	OMP_NUM_THREADS=1 $(BIN)/python -m examples.coverage.sweep --zoo zoo-full --page docs/coverage-timm.md
 
 bench-cost: $(READY) ## how many sub-networks of a ResNet-50 are costed per second, on one core
 	OMP_NUM_THREADS=1 $(BIN)/python examples/bench_cost.py

@@ -42,7 +42,7 @@ def mlp() -> nn.Module:
 
 
 def built(monkeypatch: pytest.MonkeyPatch, make: Any) -> None:
-    monkeypatch.setattr(models, "build", lambda name: make())
+    monkeypatch.setattr(models, "build", lambda name, meta=False: make())
 
 
 def test_a_row_says_what_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,6 +53,29 @@ def test_a_row_says_what_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert row["share"] == pytest.approx(80 / 83, abs=1e-6)  # all but the last bias
     assert sum(row["frozen"].values()) == pytest.approx(3 / 83, abs=1e-6)
     assert row["flops_share"] == 1.0
+
+
+def test_evaluation_alone_is_captured_and_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    built(monkeypatch, lambda: models.Built(mlp(), (torch.randn(2, 6),)))
+    row = check.check_evaluation("some/mlp")
+    assert (row["status"], row["captured"]) == ("pass", "whole")
+    assert set(row["errors"]) == {"permutation", "identity (eval)", "smallest (eval)", "random (eval)"}
+
+
+def test_a_large_model_is_only_analysed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[bool]()
+
+    def make(name: str, meta: bool = False) -> models.Built:
+        asked.append(meta)
+        with torch.device("meta"):
+            return models.Built(mlp(), (torch.randn(2, 6),), meta=True)
+
+    monkeypatch.setattr(models, "build", make)
+    monkeypatch.setattr(models, "listed_size", lambda name: models.LARGEST_RUN + 1)
+    row = check.check_evaluation("some/mlp")
+    assert asked == [True]
+    assert (row["status"], row["how"]) == ("pass", "analysis only, on the meta device")
+    assert "errors" not in row
 
 
 def test_what_cannot_be_built_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,8 +34,13 @@ DOUBLE, SINGLE, SHARE = 1e-9, 1e-5, 0.99
 Row = dict[str, Any]
 
 
-def check(name: str) -> Row:
+def check(name: str, training: bool = True) -> Row:
     """Build, convert and compare one model.
+
+    Args:
+        name: of the model.
+        training: False captures and compares evaluation only, and on the meta device, without running it, where the
+            model has more parameters than `models.LARGEST_RUN`.
 
     Returns:
         What was found, ready for JSON. `status` is `pass`, `fail`, `refused` (an error of sortify that says why) or
@@ -47,7 +52,7 @@ def check(name: str) -> Row:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            _fill(row, name)
+            _fill(row, name, training)
     except models.NotBuilt as error:
         row |= {"status": "not-built", "error": "NotBuilt", "message": str(error)}
     except Exception as error:
@@ -58,12 +63,22 @@ def check(name: str) -> Row:
     return row | {"wall": round(time.perf_counter() - start, 2)}
 
 
-def _fill(row: Row, name: str) -> None:
-    built = models.build(name)
+def check_evaluation(name: str) -> Row:
+    """One model, evaluation only."""
+    return check(name, training=False)
+
+
+def _fill(row: Row, name: str, training: bool) -> None:
+    built = models.build(name, meta=not training and models.listed_size(name) > models.LARGEST_RUN)
     original, inputs = built.module, built.inputs
     row |= {"how": built.how, "parameters": sum(p.numel() for p in original.parameters()), "stage": "convert"}
+    if built.meta:
+        model = sortify(original.eval(), inputs, training=training)
+        row |= describe(model, {name: p.numel() for name, p in original.named_parameters()})
+        row |= {"status": "pass", "stage": "done", "how": "analysis only, on the meta device"}
+        return
     perturb(original, inputs)
-    model = sortify(original.eval(), inputs)
+    model = sortify(original.eval(), inputs, training=training)
     if isinstance(inputs, dict) and any(note.why.startswith(f"{CACHE}=False") for note in model.frozen):
         inputs[CACHE] = False
     row |= describe(model, {name: p.numel() for name, p in original.named_parameters()})
@@ -71,7 +86,7 @@ def _fill(row: Row, name: str) -> None:
     proven = [line for line in model.report.rows if line.name.startswith("permutation")] if model.report else []
     errors = {line.name: line.error for line in proven}
     allowed = {line.name: max(line.tolerance, DOUBLE) for line in proven}
-    modes = ("eval",) if wants_targets(original) else ("eval", "train")
+    modes = ("eval",) if wants_targets(original) or not training else ("eval", "train")
     for mode in modes:
         row["stage"] = f"identity ({mode})"
         error, single = identity(model, original, inputs, mode)

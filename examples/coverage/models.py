@@ -11,6 +11,7 @@ import math
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,23 +33,29 @@ TASKS = {
     "ctc": "CTC",
 }
 LARGEST = 60_000_000  # parameters of a configuration that counts as tiny enough
+LARGEST_RUN = 100_000_000  # parameters above which the long sweep only analyses
 
 
 @dataclass(frozen=True)
 class Built:
-    """A model and inputs with which it runs; `how` says what had to be guessed."""
+    """A model and inputs with which it runs; `how` says what had to be guessed, `meta` that it has no weights."""
 
     module: nn.Module
     inputs: feeds.Inputs
     how: str = ""
+    meta: bool = False
 
 
 class NotBuilt(Exception):
     """The model cannot be built or run here; the message says why."""
 
 
-def build(name: str) -> Built:
+def build(name: str, meta: bool = False) -> Built:
     """Build one model by name.
+
+    Args:
+        name: of the list.
+        meta: on the meta device, without weights; of timm and torchvision.
 
     Raises:
         NotBuilt: it cannot be built offline from its default arguments, or no inputs were found that it takes.
@@ -60,10 +67,11 @@ def build(name: str) -> Built:
         if zoo == "transformers":
             group, _, model_type = rest.partition("/")
             return _transformers(group, model_type)
-        return _named({"timm": _timm, "torchvision": _torchvision}[zoo], name, rest)
+        with torch.device("meta") if meta else nullcontext():
+            return _named({"timm": _timm, "torchvision": _torchvision}[zoo], name, rest, meta)
 
 
-def _named(make: Callable[[str], nn.Module], name: str, rest: str) -> Built:
+def _named(make: Callable[[str], nn.Module], name: str, rest: str, meta: bool) -> Built:
     try:
         module = make(rest)
     except Exception as error:
@@ -71,7 +79,7 @@ def _named(make: Callable[[str], nn.Module], name: str, rest: str) -> Built:
     inputs, problems = feeds.first_that_runs(module, name)
     if inputs is None:
         raise NotBuilt(problems)
-    return Built(module, inputs)
+    return Built(module, inputs, meta=meta)
 
 
 def _timm(name: str) -> nn.Module:
@@ -142,18 +150,30 @@ def names(zoo: str) -> list[str]:
     """The names of a list, small models first, the libraries by turns.
 
     Args:
-        zoo: `zoo` (one or two names per timm module), `zoo-full` (all of timm), or `zoo-sample` (a fixed few).
+        zoo: `zoo` (one or two names per timm module), `zoo-full` (the other names of timm), or `zoo-sample` (a
+            fixed few).
     """
     if zoo == "zoo-sample":
         return list(SAMPLE)
-    sizes = {name: tuple(row) for name, row in json.loads(SIZES.read_text("utf-8")).items()}
+    sizes = _sizes()
     by_size = sorted(sizes, key=lambda name: sizes[name][0] or math.inf)
     timm = [name for name in by_size if name.startswith("timm/")]
-    if zoo == "zoo":
-        timm = _smallest_per_module(timm, {name: row[1] for name, row in sizes.items()})
+    chosen = _smallest_per_module(timm, {name: row[1] for name, row in sizes.items()})
+    if zoo == "zoo-full":
+        return [name for name in timm if name not in chosen]
     torchvision = [name for name in by_size if name.startswith("torchvision/")]
     first, more, base = transformers_names()
-    return [*by_turns(by_turns(torchvision, timm), first), *by_turns(more, base)]
+    return [*by_turns(by_turns(torchvision, chosen), first), *by_turns(more, base)]
+
+
+def _sizes() -> dict[str, tuple[int, str]]:
+    """Parameters and module of every torchvision and timm name."""
+    return {name: tuple(row) for name, row in json.loads(SIZES.read_text("utf-8")).items()}
+
+
+def listed_size(name: str) -> int:
+    """How many parameters a torchvision or timm model has; 0 where that is not listed."""
+    return _sizes().get(name, (0, ""))[0]
 
 
 def _smallest_per_module(timm: list[str], module: dict[str, str], count: int = 2) -> list[str]:

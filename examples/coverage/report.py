@@ -30,6 +30,12 @@ and *unused* is the part of all parameters that the call does not use, as when a
 """
 
 
+EVALUATION_ONLY = """Of these models **only evaluation** was captured and compared; those above 100 M parameters were
+converted on the meta device, without weights: their axes and shares are found, nothing is run.
+
+"""
+
+
 def page(rows: Mapping[str, Row], command: str, listed: int) -> str:
     """The coverage page.
 
@@ -43,7 +49,8 @@ def page(rows: Mapping[str, Row], command: str, listed: int) -> str:
     made = (
         f"Made by `{command}`, which goes on where it was stopped; so far {len(done)} of the {listed} models have run. "
     )
-    parts = [HEAD + made + f"Commits of the library: {', '.join(commits) or '-'}.\n"]
+    only = EVALUATION_ONLY if command.endswith("zoo-full") else ""
+    parts = [HEAD + only + made + f"Commits of the library: {', '.join(commits) or '-'}.\n"]
     parts += ["## Summary\n", summary(done), "## What did not pass\n", grouped_table(failures(done))]
     for zoo, members in by(done, zoo_of).items():
         built = sorted((r for r in members if "share" in r), key=lambda r: str(r["name"]))

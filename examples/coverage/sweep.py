@@ -208,13 +208,14 @@ def options() -> argparse.Namespace:
 def main() -> int:
     """Run what is left of a list, then write the page if asked."""
     from examples.coverage import models, report
-    from examples.coverage.check import check
+    from examples.coverage.check import check, check_evaluation
 
     given = options()
     path = given.out / f"{given.zoo}.jsonl"
     listed = models.names(given.zoo)
     names = left(listed, read(path), given.only, given.retry)
-    sweep(names, path, check, Limits(given.seconds, int(given.memory * 2**30)), given.jobs)
+    checked = check_evaluation if given.zoo == "zoo-full" else check
+    sweep(names, path, checked, Limits(given.seconds, int(given.memory * 2**30)), given.jobs)
     rows = read(path)
     if given.page is not None:
         given.page.write_text(report.page(rows, f"make {given.zoo}", len(listed)), "utf-8")
