@@ -94,7 +94,7 @@ def test_an_error_of_sortify_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_any_other_error_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(*args: Any) -> Any:
+    def wrong(*args: Any, **options: Any) -> Any:
         raise KeyError("some node")
 
     built(monkeypatch, lambda: models.Built(mlp(), (torch.randn(2, 6),)))
