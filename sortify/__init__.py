@@ -3,7 +3,7 @@
 Rooms, in the order in which data flows, each importing only what stands before it:
 
     errors, files        one-line errors; files that appear when complete
-    structure, signature, graphs   nested values, calls and graphs as JSON
+    structure, arithmetic, symbols, signature, graphs   nested values, sizes, calls and graphs as JSON
     sources              a model and its example inputs, from what the user names
     capture              torch.export, twice, made plain
     axes/                the dimension algebra, its rules, the names
@@ -14,7 +14,7 @@ Rooms, in the order in which data flows, each importing only what stands before 
     levels, subnet, budget, search, space   sub-networks, what there is to choose from, and the one for a budget
     fitting, profile     what sub-networks cost on a machine, as measured and as predicted
     network, blueprint   modules made of graphs; everything but the tensors
-    extract, proof       sub-networks on their own; checks by running
+    extract, trials, proof, bounds   sub-networks on their own; checks by running; which sizes the graphs serve
     calibration, checkpoint, scores, peak, profiling, model   the sorted model
     activity, importance, block_order, order   which units and blocks small sub-networks keep
     merging, parts_store, composed, parts   models that are captured in parts

@@ -17,11 +17,12 @@ from torch import nn
 
 from sortify.arithmetic import holds, value_of
 from sortify.blueprint import Blueprint
-from sortify.proof import SINGLE, distance, unsettled
+from sortify.proof import SINGLE, distance
 from sortify.symbols import Traced, name_of
+from sortify.trials import unsettled
 
-LARGEST = 8
-"""Sizes up to this many times those of the example are tried."""
+LARGEST = 2
+"""Sizes up to this many times those of the example, and one more, are tried."""
 SMALL = 128
 """And so are sizes up to this one."""
 
@@ -75,7 +76,7 @@ class _Side:
 
     def agrees(self, trial: _Trial) -> bool:
         """Whether the graph gives what the original gives with one size changed; False where either does not run."""
-        if trial.size > max(SMALL, LARGEST * self.values[trial.name]):
+        if trial.size > max(SMALL, LARGEST * self.values[trial.name] + 1):
             return False
         inputs = _resized(self.sizes, {**self.values, trial.name: trial.size}, self.examples)
         try:

@@ -20,7 +20,8 @@ from sortify.dims import Dim, axes_of
 from sortify.errors import DataError, ProofError
 from sortify.extract import pick
 from sortify.importance import Loss, Progress, measure
-from sortify.proof import DOUBLE, SINGLE, Lazily
+from sortify.proof import DOUBLE, SINGLE
+from sortify.trials import Lazily
 
 if TYPE_CHECKING:
     from sortify.model import SortedModel

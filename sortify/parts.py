@@ -14,7 +14,7 @@ from sortify.exporting import first_line
 from sortify.merging import Part
 from sortify.model import SortedModel
 from sortify.prepare import Example
-from sortify.recording import Calls, Dynamic, open_sizes, owners, record
+from sortify.recording import Calls, Dynamic, check_served, open_sizes, owners, record
 
 Convert = Callable[[nn.Module, Example, Dynamic], SortedModel]
 
@@ -105,8 +105,7 @@ class _Finder:
             for sizes in open_sizes(child, calls, varied):
                 try:
                     model = self.convert(child, calls.first, sizes)
-                    for shapes in calls.shapes:
-                        model.signature.check_sizes([tuple(shape) for shape in shapes])
+                    check_served(child, calls, model.signature)
                     self.parts.append(Part(path, model, len(calls.shapes)))
                     return None
                 except AxesError as error:

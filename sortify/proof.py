@@ -9,8 +9,7 @@ All checks run on perturbed weights, so that zeros (a fresh head, a layer scale 
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,14 +24,13 @@ from sortify.errors import CaptureError
 from sortify.extract import cut, pick, shrink
 from sortify.interpreter import run_side_by_side
 from sortify.lifting import Program
-from sortify.network import Runner, argument, running_statistics, used_tensors
+from sortify.network import Runner, used_tensors
 from sortify.prepare import NOTHING, LeftOut, mode_of
 from sortify.space import Subnet
 from sortify.structure import flatten
+from sortify.trials import Tensors, clones, few, quietly, unsettled
 
-Tensors = Mapping[str, torch.Tensor]
 SINGLE, DOUBLE = 1e-5, 1e-10
-NOISE = 8191  # numbers in the noise that perturbs weights; a prime, so that rows of a matrix differ
 
 
 @dataclass(frozen=True)
@@ -139,81 +137,11 @@ def middle(blueprint: Blueprint) -> Subnet:
     return blueprint.space.subnet(**dict.fromkeys(blueprint.space.groups, 0.5))
 
 
-def statistics_of(blueprint: Blueprint) -> list[str]:
-    """The running statistics that either graph uses."""
-    return [name for program in blueprint.programs.values() for name in running_statistics(program)]
-
-
-AMOUNTS = (1.0, 0.1, 0.0)
-
-
-def unsettled(blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.Tensor]) -> Tensors:
-    """Weights as `perturbed` gives them, moved so little that the outputs stay finite: deep networks may overflow.
-
-    Raises:
-        CaptureError: the outputs are not finite even with the weights as they are.
-    """
-    few, runner = _few(blueprint, examples, "eval"), blueprint.plain_runners["eval"]
-    least: int | None = None
-    for amount in AMOUNTS:
-        noisy = perturbed(tensors, statistics_of(blueprint), amount)
-        try:
-            lost, numbers = _not_finite(_run(lambda: runner((), _clones(noisy, blueprint), few)))  # noqa: B023 (at once)
-        except Exception:  # the checks that follow tell why
-            return noisy
-        if lost == 0:
-            return noisy
-        if least is None:
-            least, numbers = _not_finite(_run(lambda: runner((), _clones(tensors, blueprint), few)))
-            if least == numbers:
-                raise CaptureError(
-                    "the model gives no finite number on the example inputs, so nothing can be proven: "
-                    "give inputs, or weights, with which it works"
-                )
-        if lost <= least:
-            return noisy
-    return tensors
-
-
-def _not_finite(outputs: Any) -> tuple[int, int]:
-    """How many of the numbers in all floating outputs are not finite, and how many there are."""
-    leaves = [
-        t for t in torch.utils._pytree.tree_leaves(outputs) if isinstance(t, torch.Tensor) and t.is_floating_point()
-    ]
-    return sum(int((~t.isfinite()).sum()) for t in leaves), max(1, sum(t.numel() for t in leaves))
-
-
-def perturbed(tensors: Tensors, statistics: Sequence[str] = (), amount: float = 1.0) -> Tensors:
-    """Tensors in which parameters and running statistics differ a little from the given ones, made as looked up.
-
-    Other buffers stay: what a mask or a table of positions means may hang on its exact numbers.
-    """
-    noise = torch.rand(NOISE, generator=torch.Generator().manual_seed(0))
-
-    def change(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        value = tensor.detach()
-        if not value.is_floating_point() or not (name in statistics or isinstance(tensor, nn.Parameter)):
-            return value.clone(memory_format=torch.contiguous_format)
-        value, changed = value.reshape(-1), torch.empty_like(value, memory_format=torch.contiguous_format)
-        own = noise.roll(zlib.crc32(name.encode())).to(value.device, value.dtype)
-        low = 0.0 if name in statistics else -0.025  # a variance stays above zero
-        rest = value.numel() % NOISE
-        at = value.numel() - rest
-        old, new = value, changed.view(-1)
-        for part, mine in ((slice(0, at), own), (slice(at, None), own[:rest])):  # in one pass: weights may be large
-            if old[part].numel():
-                pair = (old[part].view(-1, len(mine)), new[part].view(-1, len(mine)))
-                torch.addcmul(amount * (0.05 * mine + low), pair[0], 1 + 0.1 * amount * mine, out=pair[1])
-        return changed
-
-    return Lazily(tensors, change)
-
-
 def identity(
     blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.Tensor], mode: str, original: nn.Module | None
 ) -> Check:
     """The rewritten full model against the original: outputs, and in training the buffers that a step changes."""
-    examples = _few(blueprint, examples, mode)
+    examples = few(blueprint, examples, mode)
     note = f"full model = {'captured graph' if original is None else 'original'}"
     full = (blueprint.space.full.values,)
     error = distance(blueprint, tensors, examples, mode, original, blueprint.sorted_runners[mode], full)
@@ -234,17 +162,17 @@ def distance(
     Args:
         runner: the graph, the captured one by default; leading: what it takes first.
     """
-    ours, theirs = _clones(tensors, blueprint), _clones(tensors, blueprint)
+    ours, theirs = clones(tensors, blueprint), clones(tensors, blueprint)
     again = [t.clone() for t in examples]
     if original is None:
-        expected = _run(lambda: blueprint.plain_runners[mode]((), theirs, again))
+        expected = quietly(lambda: blueprint.plain_runners[mode]((), theirs, again))
     else:
         args, kwargs = blueprint.signature.call(again)
         state = {name: t for name, t in theirs.items() if blueprint.infos[name].kind != "constant"}
         with mode_of(original, mode == "train"):
-            expected = _run(lambda: _original(original, state, args, kwargs))
+            expected = quietly(lambda: _original(original, state, args, kwargs))
         theirs |= state  # a forward may put new tensors in the place of its buffers
-    found = _run(lambda: (runner or blueprint.plain_runners[mode])(leading, ours, [t.clone() for t in examples]))
+    found = quietly(lambda: (runner or blueprint.plain_runners[mode])(leading, ours, [t.clone() for t in examples]))
     changed = [name for name, info in blueprint.infos.items() if info.kind != "parameter" and name in tensors]
     return max([difference(expected, found), *(difference(theirs[name], ours[name]) for name in changed)])
 
@@ -280,7 +208,7 @@ def permutation_error(
     """A function from axes to the error that shuffling them makes, in float64 or in the model's own dtype."""
     widened = _doubled if double else _as_it_is
     program = blueprint.programs[mode] if mode == "eval" else _quiet(blueprint.programs[mode])
-    inputs = [widened(t) for t in _few(blueprint, examples, mode)]
+    inputs = [widened(t) for t in few(blueprint, examples, mode)]
     sizes = {axis.name: axis.size for axis in blueprint.plan.axes}
     shapes = blueprint.plan.shapes
 
@@ -292,7 +220,7 @@ def permutation_error(
             tensor = tensors[name]
             return widened(tensor), widened(pick(tensor, shapes.get(name, ()), orders))
 
-        straight, shuffled = _run(lambda: run_side_by_side(program, lookup, inputs))
+        straight, shuffled = quietly(lambda: run_side_by_side(program, lookup, inputs))
         return difference(_reordered(straight, blueprint.plan.outputs.get(mode, {}), orders), shuffled)
 
     return error
@@ -331,34 +259,18 @@ def slice_is_extraction(
     blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.Tensor], subnet: Subnet
 ) -> Check:
     """A sub-network in place against its extraction, in eval mode."""
-    runner, examples = blueprint.sorted_runners["eval"], _few(blueprint, examples, "eval")
+    runner, examples = blueprint.sorted_runners["eval"], few(blueprint, examples, "eval")
     tensors, examples = _wide(tensors), list(_wide(dict(enumerate(examples))).values())
     name = f"slice = extraction ({'full' if subnet == blueprint.space.full else 'half'})"
     small = shrink(blueprint.programs["eval"], blueprint.plan, "eval", subnet)
     try:
-        found = _run(lambda: runner((subnet.values,), _clones(tensors, blueprint), [t.clone() for t in examples]))
-        expected = _run(
+        found = quietly(lambda: runner((subnet.values,), clones(tensors, blueprint), [t.clone() for t in examples]))
+        expected = quietly(
             lambda: run_side_by_side(small, lambda key: [cut(blueprint.plan, key, tensors[key], subnet)], examples)
         )[0]
     except Exception as error:  # whatever op refuses the smaller size
         return Check(name, float("inf"), SINGLE, f"{subnet}: {type(error).__name__}: {error}".splitlines()[0])
     return Check(name, difference(expected, found), SINGLE, str(subnet))
-
-
-class Lazily(Mapping[str, torch.Tensor]):
-    """Tensors changed one by one as they are looked up, so that no second copy of a model is held."""
-
-    def __init__(self, tensors: Tensors, change: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
-        self._tensors, self._change = tensors, change
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return self._change(name, self._tensors[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
 
 
 def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
@@ -375,16 +287,6 @@ def _shuffle(size: int, generator: torch.Generator) -> list[int]:
     return order if order != list(range(size)) else order[1:] + order[:1]
 
 
-def _few(blueprint: Blueprint, examples: Sequence[torch.Tensor], mode: str) -> list[torch.Tensor]:
-    """One sample where every input has a batch of any size and none needs the others: running takes its time."""
-    specs = blueprint.signature.specs
-    batched = all(spec.shape and spec.shape[0] is None for spec in specs) and bool(specs)
-    nodes = blueprint.programs[mode].graph.nodes
-    squeeze = torch.ops.aten.squeeze.dims  # of all dimensions of size 1, in the original: a batch of one would be lost
-    together = any(argument(node, "training") is True or node.target is squeeze for node in nodes)
-    return [(t[:1] if batched and not together else t).clone() for t in examples]
-
-
 def _moved(examples: Sequence[torch.Tensor], tensors: Tensors) -> list[torch.Tensor]:
     """The example inputs on the device and in the dtype that the model has by now."""
     like = next((t for t in tensors.values() if t.is_floating_point()), None)
@@ -397,18 +299,6 @@ def _wide(tensors: Mapping[Any, torch.Tensor]) -> dict[Any, torch.Tensor]:
     """Half precision rounds a sum by its order: what is compared by tolerance runs in float32."""
     half = (torch.float16, torch.bfloat16)
     return {name: t.float() if t.dtype in half else t for name, t in tensors.items()}
-
-
-def _clones(tensors: Tensors, blueprint: Blueprint) -> dict[str, torch.Tensor]:
-    """Buffers are cloned, as a training step changes them; parameters are not."""
-    return {n: t if blueprint.infos[n].kind == "parameter" else t.clone() for n, t in tensors.items()}
-
-
-def _run(call: Callable[[], Any]) -> Any:
-    """Run with a fixed seed, without gradients, leaving the caller's random state alone."""
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(0)
-        return call()
 
 
 def _casts_to_single(blueprint: Blueprint) -> bool:

@@ -99,6 +99,14 @@ def open_sizes(child: nn.Module, calls: Calls, varied: list[tuple[int, int]]) ->
         yield least
 
 
+def check_served(child: nn.Module, calls: Calls, signature: Signature) -> None:
+    """Raise InputError if captured graphs do not serve the sizes of one of the calls."""
+    names = Signature.of(child.forward, calls.first.args, calls.first.kwargs).tensor_names
+    for shapes in calls.shapes:
+        by_name = dict(zip(names, shapes, strict=True))
+        signature.check_sizes([tuple(by_name[name]) for name in signature.tensor_names])
+
+
 def _by_name(places: list[tuple[int, int]], names: tuple[str, ...]) -> Dynamic:
     wanted: dict[str, set[int]] = {}
     for number, dim in places:

@@ -45,6 +45,7 @@ ROOMS = [
     ["levels", "subnet", "fitting", "profile", "budget", "search", "space"],
     ["network", "blueprint"],
     ["extract"],
+    ["trials"],
     ["proof", "bounds"],
     [
         "calibration",

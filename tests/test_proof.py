@@ -13,7 +13,7 @@ from compare import assert_close_outputs
 from torch import Tensor, fx, nn
 from zoo import IMAGE, ROW, randomize
 
-from sortify import SortedModel, convert, proof, sortify
+from sortify import SortedModel, convert, proof, sortify, trials
 from sortify.axes.rules import RULES
 from sortify.axes.rules.pointwise import pointwise, same_shape
 from sortify.errors import CaptureError, ProofError
@@ -345,7 +345,7 @@ def test_perturbed_tensors_differ_everywhere_and_leave_the_given_ones(model: Sor
         "count": torch.tensor(3),
     }
     given["table"] = torch.zeros(50)
-    noisy = proof.perturbed(given, ["mean", "variance"])
+    noisy = trials.perturbed(given, ["mean", "variance"])
     assert float(noisy["weight"].std()) > 1e-3
     assert float(noisy["mean"].std()) > 1e-3
     assert float(noisy["variance"].std()) > 1e-3
@@ -440,7 +440,7 @@ class Growing(nn.Module):
 def test_a_network_that_overflows_when_it_is_perturbed_is_perturbed_less() -> None:
     original = Growing(80).eval()
     x = 1e37 * torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
-    more = dict(proof.perturbed(dict(original.named_parameters())))
+    more = dict(trials.perturbed(dict(original.named_parameters())))
     assert original(x).isfinite().all()
     assert not torch.func.functional_call(original, more, (x,)).isfinite().all()
     model = sortify(original, (x,))
