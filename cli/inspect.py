@@ -11,12 +11,15 @@ import typer
 
 from .options import SORTED, Directory, Verbose
 from .show import (
+    alike,
     amount,
+    common_name,
     cost_table,
     counted,
     elastic_share,
     ends,
     frozen_reasons,
+    kept_table,
     order_text,
     parameter_counts,
     profile_text,
@@ -33,12 +36,19 @@ else:
     from .lazy import sortify
 
 
+SHOWN = 6
+"""Blocks of a chain that are told one by one."""
+
+
 def run(
     dir: Directory = SORTED,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     why: Annotated[
         bool,
         typer.Option("--why", help="Tell of every fixed dimension what made it so, where, and what would free it."),
+    ] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="One line for every axis and block, also where many are alike.")
     ] = False,
     picture: Annotated[
         Path | None,
@@ -58,10 +68,11 @@ def run(
         show(_why(model))
         return
     say(f"{dir}: from {model.source or 'a module'}; trained: {trained_text(model)}{order_text(model)}")
-    show(_axes(model))
+    show(_axes(model, every))
     if model.chains:
-        show(_chains(model))
+        show(_chains(model, every))
     show(cost_table(model, ends(model)))
+    show(kept_table(model, "half of all", ends(model)["half of all"]))
     if model.profiled is not None:
         say(profile_text(model.profiled))
     if model.frozen:
@@ -86,31 +97,35 @@ def facts(model: sortify.SortedModel) -> dict[str, Any]:
     }
 
 
-def _axes(model: sortify.SortedModel) -> Any:
-    counts, flops = parameter_counts(model), model.shares("flops")
+def _axes(model: sortify.SortedModel, every: bool) -> Any:
+    """One row for axes of one kind and size whose names differ in numbers only, or one for each."""
+    counts = parameter_counts(model)
     whole = max(1, sum(counts.values()))
-    numbers = ("size", "levels", "tensors", "% of parameters", "% of FLOPs")
+    numbers = ("number", "size", "levels", "tensors", "% of parameters", "% of FLOPs")
     made = table("axis", "kind", *numbers, right=numbers, title=counted(len(model.axes), "axis", "axes"))
-    for axis in model.axes.values():
-        share = sum(counts.get(name, 0) for name in axis.parameters) / whole
-        levels = " ".join(map(str, axis.levels))
+    for own in [[axis] for axis in model.axes.values()] if every else alike(list(model.axes.values())):
+        tensors = {name for axis in own for name in axis.parameters}
         made.add_row(
-            axis.name,
-            axis.kind,
-            str(axis.size),
-            levels,
-            str(len(axis.parameters)),
-            f"{share:.1%}",
-            f"{flops[axis.name]:.1%}",
+            common_name([axis.name for axis in own]),
+            own[0].kind,
+            str(len(own)),
+            str(own[0].size),
+            " ".join(map(str, own[0].levels)),
+            str(len(tensors)),
+            f"{sum(counts.get(name, 0) for name in tensors) / whole:.1%}",
+            f"{model.share([axis.name for axis in own]):.1%}",
         )
-    made.caption, made.caption_justify = "shares are of what the axis reaches, and overlap", "left"
+    made.caption, made.caption_justify = "shares are of what the axes reach, and overlap", "left"
     return made
 
 
-def _chains(model: sortify.SortedModel) -> Any:
+def _chains(model: sortify.SortedModel, every: bool) -> Any:
     made = table("chain", "blocks", "the first of them stay", right=("blocks",), title="depth")
     for chain in model.chains.values():
-        made.add_row(chain.name, str(len(chain.blocks)), ", ".join(block.name for block in chain.blocks))
+        names = [block.name for block in chain.blocks]
+        if len(names) > SHOWN and not every:
+            names = [*names[:2], "...", names[-1]]
+        made.add_row(chain.name, str(len(chain.blocks)), ", ".join(names))
     return made
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -133,6 +134,37 @@ def ends(model: sortify.SortedModel) -> dict[str, sortify.Subnet]:
     space = model.space
     half = space.subnet(**dict.fromkeys(space.groups, 0.5))
     return {"full": space.full, "half of all": half, "smallest": space.smallest}
+
+
+def alike(axes: Sequence[sortify.Axis]) -> list[list[sortify.Axis]]:
+    """Axes of one kind, size and number of tensors whose names differ in numbers only, in the order of the first."""
+    found: dict[object, list[sortify.Axis]] = {}
+    for axis in axes:
+        key = re.sub(r"\d+", "*", axis.name), axis.kind, axis.size, axis.levels, len(axis.parameters)
+        found.setdefault(key, []).append(axis)
+    return list(found.values())
+
+
+def common_name(names: Sequence[str]) -> str:
+    """Names that differ in numbers only as one pattern: a star for the numbers that differ."""
+    parts = [re.split(r"(\d+)", name) for name in names]
+    return "".join(own[0] if len(set(own)) == 1 else "*" for own in zip(*parts, strict=True))
+
+
+def kept_table(model: sortify.SortedModel, name: str, subnet: sortify.Subnet) -> Table:
+    """What a sub-network keeps, in words: `heads | 6 of 12 (12 axes)`, `depth | of layers the first 6 of 12 blocks`."""
+    sizes, depths = dict(subnet.sizes), dict(subnet.depths)
+    kinds: dict[str, Counter[tuple[int, int]]] = {}
+    for axis in model.axes.values():
+        kinds.setdefault(axis.kind, Counter())[axis.size, sizes[axis.name]] += 1
+    made = table("what", f"{name} keeps")
+    for kind, found in kinds.items():
+        told = (f"{n} of {size}{f' ({count} axes)' if count > 1 else ''}" for (size, n), count in sorted(found.items()))
+        made.add_row(kind, ", ".join(told))
+    which = "most important" if model.blocks_ranked else "first"
+    for chain in model.chains.values():
+        made.add_row("depth", f"of {chain.name} the {which} {depths[chain.name]} of {len(chain.blocks)} blocks")
+    return made
 
 
 def parameter_counts(model: sortify.SortedModel) -> dict[str, int]:

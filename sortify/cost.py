@@ -6,7 +6,7 @@ Every op that contracts costs two FLOPs per multiply-add, as `torch.utils.flop_c
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -167,6 +167,15 @@ class CostModel:
                 for name in names | ({""} if names else set()):
                     found[name] += value
         return {name: value / max(1, whole) for name, value in found.items()}
+
+    def share(self, axes: Collection[str], metric: str = "flops") -> float:
+        """The share of the full network's cost that the size of any of these axes multiplies."""
+        values = [0, 0]
+        for term in self.at_examples():
+            if term.metric == metric:
+                reached = any(axis.axis in axes for dim in term.dims for axis in axes_of(dim))
+                values[reached] += term.weight * math.prod(map(full, term.dims))
+        return values[True] / max(1, sum(values))
 
     def at_examples(self) -> tuple[Term, ...]:
         """The terms with every open size as it is at the example inputs."""

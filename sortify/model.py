@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -213,6 +213,10 @@ class SortedModel(GraphModule):
             metric: flops, params or activation_bytes.
         """
         return self.blueprint.costs.shares(metric)
+
+    def share(self, axes: Collection[str], metric: str = "flops") -> float:
+        """The share of the full network's cost that the size of any of these axes multiplies."""
+        return self.blueprint.costs.share(axes, metric)
 
     def print_graph(self, mode: str = "eval") -> str:
         """The rewritten graph as code: slice nodes, computed sizes, blocks."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from sortify.model import SortedModel
 from sortify.network import used_tensors
 from sortify.picture import FAINT, FRONT, FULL, INK, plain
 from sortify.plan import Axis
+from sortify.space import Subnet
 
 if TYPE_CHECKING:  # matplotlib takes a while to import
     from matplotlib.axes import Axes
@@ -24,6 +25,8 @@ STEPS = 16
 """Points of each line of costs."""
 MOST = 12
 """Blocks of a chain that are drawn; the ones between the first and the last are left out."""
+PLAIN: dict[str, Any] = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+"""No metadata: the same model gives the same file."""
 HUES = ("#1864ab", "#2b8a3e", "#862e9c", "#e67700", "#5f3dc4", "#495057")
 
 
@@ -42,7 +45,7 @@ def draw_model(model: SortedModel, path: str | Path) -> Path:
         raise SortifyError(f"{path}: a picture ends in {', '.join(KINDS)}, not in '{path.suffix}'")
     figure = _figure(model)
     with replacing(path) as draft:
-        figure.savefig(draft, format=path.suffix[1:], metadata={"Date": None} if path.suffix == ".svg" else {})
+        figure.savefig(draft, format=path.suffix[1:], metadata=PLAIN if path.suffix == ".svg" else {})
     return path
 
 
@@ -56,8 +59,12 @@ def _figure(model: SortedModel) -> Figure:
     FigureCanvasAgg(figure)
     panels: Any = figure.subplots(1 + len(strips), 1, height_ratios=[4.4, *[1.5] * len(strips)], squeeze=False)[:, 0]
     _costs(panels[0], model)
+    half = dict(_half(model).sizes)
     for panel, strip in zip(panels[1:], strips, strict=True):
-        _chain(panel, strip)
+        _chain(panel, strip, half)
+    rest = told(outside(model, strips), half).replace("\n", ", ")
+    note = "full size → what half keeps; dashed: blocks that half the depth gives up" if strips else "full size → half"
+    figure.supxlabel(note + (f"\noutside the blocks: {rest}" if rest else ""), x=0.02, ha="left", fontsize=8, color=INK)
     return figure
 
 
@@ -97,7 +104,7 @@ def _costs(panel: Axes, model: SortedModel) -> None:
     panel.set_xlabel("fraction that is kept")
     panel.set_ylabel("% of the full network")
     panel.set_ylim(bottom=0)
-    panel.legend(frameon=False, title="cut alone: FLOPs (dots: parameters)", alignment="left")
+    panel.legend(frameon=False, title="cut alone, FLOPs\n(dotted lines: parameters)", alignment="left")
     panel.set_title("What sub-networks cost", loc="left", fontweight="bold", fontsize=12)
 
 
@@ -106,11 +113,16 @@ def _costs(panel: Axes, model: SortedModel) -> None:
 
 @dataclass(frozen=True)
 class Strip:
-    """One chain: its blocks in order, each with the axes that live in it alone, and the axes that pass through."""
+    """One chain: its blocks in order, each with the axes that live in it alone, and the axes that pass through.
+
+    Attributes:
+        kept: how many blocks half the depth keeps.
+    """
 
     name: str
     blocks: tuple[tuple[str, tuple[Axis, ...]], ...]
     stream: tuple[Axis, ...]
+    kept: int
 
 
 def chains_of(model: SortedModel) -> list[Strip]:
@@ -121,32 +133,59 @@ def chains_of(model: SortedModel) -> list[Strip]:
     users = {name: {user.name for user in hole.users} for hole, name in used_tensors(programs["eval"]).items()}
     axes = model.axes.values()
     where = {a.name: set[str]().union(*(users.get(name, {""}) for name in a.parameters)) for a in axes}
-    strips = []
+    half, strips = dict(_half(model).depths), []
     for chain in model.chains.values():
         nodes = [set(block.regions["eval"].nodes) for block in chain.blocks]
         inside = [tuple(a for a in axes if where[a.name] <= own) for own in nodes]
         within = {axis.name for found in inside for axis in found}
         through = [a for a in axes if a.name not in within and any(where[a.name] & own for own in nodes)]
         blocks = tuple((block.name, axes) for block, axes in zip(chain.blocks, inside, strict=True))
-        strips.append(Strip(chain.name, blocks, tuple(through)))
+        strips.append(Strip(chain.name, blocks, tuple(through), half[chain.name]))
     return strips
 
 
-def told(axes: Sequence[Axis]) -> str:
-    """Axes in few words: `inner 3072`, or `channels 64, 2 x 128`."""
-    kinds: dict[str, Counter[int]] = {}
+def _half(model: SortedModel) -> Subnet:
+    return model.space.subnet(**dict.fromkeys(model.space.groups, 0.5))
+
+
+def outside(model: SortedModel, strips: Sequence[Strip]) -> list[Axis]:
+    """The axes that are in no block and pass through none."""
+    drawn = {
+        axis.name for strip in strips for own in (*(axes for _, axes in strip.blocks), strip.stream) for axis in own
+    }
+    return [axis for axis in model.axes.values() if axis.name not in drawn]
+
+
+def told(axes: Sequence[Axis], half: Mapping[str, int], between: str = " ") -> str:
+    """Axes in few words, with what half keeps of them: `inner 3072 → 1536`, or `channels 64 → 32, 2 x 128 → 64`.
+
+    Args:
+        axes: which; half: axis -> what half keeps.
+        between: what stands between a kind and its sizes.
+    """
+    kinds: dict[str, Counter[tuple[int, int]]] = {}
     for axis in axes:
-        kinds.setdefault(axis.kind, Counter())[axis.size] += 1
+        kinds.setdefault(axis.kind, Counter())[axis.size, half[axis.name]] += 1
     return "\n".join(
-        f"{kind} " + ", ".join(f"{n} x {size}" if n > 1 else str(size) for size, n in sizes.items())
+        f"{kind}{between}"
+        + ", ".join((f"{n} x " if n > 1 else "") + f"{size} → {kept}" for (size, kept), n in sizes.items())
         for kind, sizes in kinds.items()
     )
 
 
-def _chain(panel: Axes, strip: Strip) -> None:
+def labels(names: Sequence[str]) -> list[str]:
+    """The last parts of blocks' names; of those that differ in a number at the end only the number."""
+    short = [name.rpartition(".")[2] for name in names]
+    stems = {name.rstrip("0123456789") for name in short}
+    numbers = [name[len(next(iter(stems))) :] for name in short] if len(stems) == 1 else []
+    return numbers if numbers and all(numbers) else short
+
+
+def _chain(panel: Axes, strip: Strip, half: Mapping[str, int]) -> None:
     from matplotlib.patches import FancyBboxPatch
 
-    shown: list[tuple[str, tuple[Axis, ...]] | None] = [*strip.blocks]
+    named = labels([name for name, _ in strip.blocks])
+    shown: list[int | None] = [*range(len(strip.blocks))]
     if len(shown) > MOST:
         shown = [*shown[: MOST - 2], None, shown[-1]]
     panel.set_xlim(-0.6, max(6, len(shown)) - 0.4)
@@ -158,12 +197,16 @@ def _chain(panel: Axes, strip: Strip) -> None:
             more = f"{len(strip.blocks) - MOST + 1} more"
             panel.text(place, 0, more, ha="center", va="center", fontsize=8, color=INK, backgroundcolor="white")
             continue
+        stays = block < strip.kept
         box = FancyBboxPatch((place - 0.4, -0.4), 0.8, 0.8, boxstyle="round,pad=0,rounding_size=0.08", zorder=2)
-        box.set(facecolor="white", edgecolor=FULL, linewidth=1.2)
+        box.set(facecolor="white", edgecolor=FULL if stays else FAINT, linewidth=1.2, linestyle="-" if stays else "--")
         panel.add_patch(box)
-        panel.text(place, 0, told(block[1]) or "not elastic", ha="center", va="center", fontsize=7, color=INK, zorder=3)
-        panel.text(place, -0.5, block[0].rpartition(".")[2], ha="center", va="top", fontsize=7, color=FAINT)
-    through = told(strip.stream).replace("\n", ", ")
-    count = f"{len(strip.blocks)} blocks, of which the first stay" if strip.blocks[1:] else "1 block"
-    title = f"{strip.name}: {count}" + (f"; through it goes {through}" if through else "")
+        text = told(strip.blocks[block][1], half, "\n" if len(shown) > 6 else " ") or "not elastic"
+        panel.text(place, 0, text, ha="center", va="center", fontsize=6.5, color=INK if stays else FAINT, zorder=3)
+        panel.text(place, -0.5, named[block], ha="center", va="top", fontsize=7, color=FAINT)
+    through = told(strip.stream, half).replace("\n", ", ")
+    count = len(strip.blocks)
+    title = f"{strip.name}: {count} blocks, half the depth keeps {strip.kept}" + (
+        f"; through it {through}" if through else ""
+    )
     panel.set_title(title, loc="left", fontsize=9)

@@ -114,7 +114,14 @@ def test_extract_writes_a_program_that_equals_its_subnetwork(walk: Walk) -> None
 
 def test_inspect_shows_axes_reasons_costs_and_levels(walk: Walk) -> None:
     model, text = sortify.load(walk.sorted), walk.said["inspect"].stdout
-    assert all(name in text for name in [*model.axes, *model.chains])
+    assert all(name in text for name in model.chains)
+    every = works(walk.folder, "inspect", "--all").stdout
+    assert all(name in every for name in [*model.axes, *model.chains])
+    assert "*.conv.channels" in text
+    assert "1.conv.channels" not in text.replace("*.conv", "")
+    assert "4 of 8, 8 of 16 (2 axes)" in text
+    (chain,) = model.chains
+    assert f"of {chain} the first 1 of 2 blocks" in text
     assert "kernel size" in text
     assert "trained: width 0.5, 1" in text
     assert "smallest" in text

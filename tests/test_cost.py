@@ -311,3 +311,15 @@ def test_shares_tell_what_each_axis_multiplies() -> None:
     (axis,) = model.axes
     assert model.shares("flops") == {"": 1.0, axis: 1.0}
     assert model.shares("params")[axis] == pytest.approx(1 - 5 / (8 * 16 + 16 + 16 * 5 + 5))
+
+
+def test_the_share_of_several_axes_counts_what_both_reach_once() -> None:
+    module = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 5))
+    model = sortify(module, (torch.randn(2, 8),))
+    one, other = model.axes
+    first, second, third = 8 * 16, 16 * 32, 32 * 5
+    whole = first + second + third
+    assert model.share([one]) == pytest.approx((first + second) / whole) == model.shares()[one]
+    assert model.share([other]) == pytest.approx((second + third) / whole)
+    assert model.share([one, other]) == 1.0 == model.shares()[""]
+    assert model.share([]) == 0.0

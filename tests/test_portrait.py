@@ -10,7 +10,7 @@ from cli_calls import call
 from torch import Tensor, nn
 
 from sortify import SortedModel, draw_model, sortify
-from sortify.portrait import chains_of, cost_lines, told
+from sortify.portrait import chains_of, cost_lines, labels, outside, told
 
 
 class Block(nn.Module):
@@ -54,7 +54,19 @@ def test_chains_tell_what_lives_in_each_block_and_what_passes_through(model: Sor
     (strip,) = chains_of(model)
     assert [[axis.size for axis in axes] for _, axes in strip.blocks] == [[16]] * 14
     assert [(axis.kind, axis.size) for axis in strip.stream] == [("hidden", 12)]
-    assert told([*strip.stream, *strip.blocks[0][1], *strip.blocks[0][1]]) == "hidden 12\ninner 2 x 16"
+    assert strip.kept == 7
+    half = dict(model.space.subnet(width=0.5, depth=0.5).sizes)
+    assert told([*strip.stream, *strip.blocks[0][1], *strip.blocks[0][1]], half) == "hidden 12 → 6\ninner 2 x 16 → 8"
+    assert outside(model, [strip]) == []
+    assert [axis.kind for axis in outside(model, [])] == ["hidden", *["inner"] * 14]
+
+
+def test_labels_are_as_short_as_they_can_be() -> None:
+    assert labels(["a.layer_0", "a.layer_11"]) == ["0", "11"]
+    assert labels(["a.0", "a.1"]) == ["0", "1"]
+    assert labels(["a.attention", "a.feed"]) == ["attention", "feed"]
+    assert labels(["a.x1", "a.y2"]) == ["x1", "y2"]
+    assert labels(["a.block"]) == ["block"]
 
 
 @pytest.mark.parametrize(("ending", "start"), [("svg", b"<?xml"), ("png", b"\x89PNG"), ("pdf", b"%PDF")])
@@ -62,6 +74,10 @@ def test_the_picture_is_written(model: SortedModel, tmp_path: Path, ending: str,
     path = draw_model(model, tmp_path / f"model.{ending}")
     assert path.read_bytes().startswith(start)
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+def test_the_picture_says_nothing_of_when_and_by_what_it_was_made(model: SortedModel, tmp_path: Path) -> None:
+    assert "metadata" not in draw_model(model, tmp_path / "model.svg").read_text("utf-8")
 
 
 def test_the_command_draws(model: SortedModel, tmp_path: Path) -> None:
