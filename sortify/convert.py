@@ -84,11 +84,11 @@ def sortify(
         enter("capture")
         try:
             captured = capture(module, inputs, dynamic, training)
+            return _sort(module, captured, control, unwrapped, source, enter)
         except ExportError as error:
             if control != FOUND:
                 raise CaptureError(f"{error}; fix, free and opaque are for models that are captured whole") from error
             return sortify_parts(module, as_example(module, inputs), _sort_part, error, source)
-        return _sort(module, captured, control, unwrapped, source, enter)
 
 
 def _sort_part(module: nn.Module, example: Example, dynamic: Mapping[str, Sequence[int]]) -> SortedModel:
@@ -144,6 +144,8 @@ def _proven(found: _Found, module: nn.Module) -> tuple[Blueprint, proof.Report]:
             why = "cutting it gives another result than its extraction, or none"
             failing = proof.axes_that_do_not_slice(blueprint, captured.tensors, examples)
         if not failing:
+            with captured.left_out.of(module):
+                proof.check_repeats(blueprint, captured.tensors, examples, module)
             row = next(row for row in report.rows if not row.passed)
             raise ProofError(
                 f"{type(module).__name__}: {row.name} failed: error {row.error:.3g}, allowed {row.tolerance:g} "

@@ -9,11 +9,12 @@ from torch import nn
 
 from sortify import proof
 from sortify.composed import ComposedModel, compare_whole, compose, merged_left_out, merged_report
+from sortify.difference import difference
 from sortify.errors import AxesError, CaptureError, SortifyError
-from sortify.exporting import first_line
+from sortify.exporting import first_line, run_untouched
 from sortify.merging import Part
 from sortify.model import SortedModel
-from sortify.prepare import Example
+from sortify.prepare import Example, LeftOut
 from sortify.recording import Calls, Dynamic, check_served, open_sizes, owners, record
 
 Convert = Callable[[nn.Module, Example, Dynamic], SortedModel]
@@ -137,10 +138,21 @@ def _checks(module: nn.Module, model: ComposedModel, example: Example) -> tuple[
     found, not_run, left_out = list[proof.Check](), dict[str, str](), merged_left_out(model.parts)
     for mode in ("eval", "train"):
         try:
-            found.append(compare_whole(module, model, example, mode == "train", left_out))
+            check = compare_whole(module, model, example, mode == "train", left_out)
+            if check.passed or _repeats(module, example, mode == "train", left_out):
+                found.append(check)
+            else:
+                not_run[mode] = "the original gives other outputs when it is called again with the same random state"
         except Exception as error:  # such as a detection model that wants targets in training
             not_run[mode] = f"the original does not run on the example: {type(error).__name__}: {first_line(error)}"
     return found, not_run
+
+
+def _repeats(module: nn.Module, example: Example, training: bool, left_out: LeftOut) -> bool:
+    """Whether two calls of the original with the same random state give the same."""
+    with left_out.of(module):
+        first, second = (run_untouched(module, example.args, example.kwargs, training) for _ in range(2))
+    return difference(first, second) <= proof.SINGLE
 
 
 def _guilty(module: nn.Module, parts: list[Part], example: Example) -> dict[str, str]:

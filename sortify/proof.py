@@ -21,6 +21,7 @@ from sortify.blueprint import Blueprint
 from sortify.difference import difference
 from sortify.dims import Dim
 from sortify.errors import CaptureError
+from sortify.exporting import ExportError
 from sortify.extract import cut, pick, shrink
 from sortify.interpreter import run_side_by_side
 from sortify.lifting import Program
@@ -175,6 +176,24 @@ def distance(
     found = quietly(lambda: (runner or blueprint.plain_runners[mode])(leading, ours, [t.clone() for t in examples]))
     changed = [name for name, info in blueprint.infos.items() if info.kind != "parameter" and name in tensors]
     return max([difference(expected, found), *(difference(theirs[name], ours[name]) for name in changed)])
+
+
+def check_repeats(
+    blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.Tensor], original: nn.Module
+) -> None:
+    """Raise ExportError if the original gives other outputs when it is called again with the same random numbers."""
+    for mode in ("train", "eval"):
+        outputs = []
+        for _ in range(2):
+            args, kwargs = blueprint.signature.call([t.clone() for t in examples])
+            state = {n: t for n, t in clones(tensors, blueprint).items() if blueprint.infos[n].kind != "constant"}
+            with mode_of(original, mode == "train"):
+                outputs.append(quietly(lambda: _original(original, state, args, kwargs)))  # noqa: B023 (at once)
+        if difference(*outputs) > SINGLE:
+            raise ExportError(
+                f"{type(original).__name__} gives other outputs when it is called again with the same random state "
+                f"({mode} mode), as where it seeds the generator itself: nothing can be proven about it as a whole"
+            )
 
 
 def _original(module: nn.Module, state: dict[str, torch.Tensor], args: Any, kwargs: Any) -> Any:

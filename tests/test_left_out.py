@@ -141,3 +141,24 @@ def test_without_training_the_rest_of_what_is_told_stays() -> None:
     before = {name: tensor.clone() for name, tensor in model.named_buffers()}
     model.train()(rows())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_buffers())
+
+
+class SeedsItself(nn.Module):
+    """Noise in training from a generator that the model seeds anew in every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            torch.seed()
+            x = x + torch.rand_like(x)
+        out: Tensor = self.layers(x)
+        return out
+
+
+def test_a_model_that_never_gives_the_same_twice_goes_by_parts() -> None:
+    model = sortify(SeedsItself(), (rows(),))
+    assert set(model.parts) == {"layers"}  # type: ignore[attr-defined]
+    assert any("other outputs when it is called again" in frozen.why for frozen in model.frozen)
