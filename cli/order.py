@@ -88,7 +88,8 @@ def _report(model: sortify.SortedModel, done: Any) -> None:
         made.add_row(kind, str(len(own)), str(sum(map(len, own.values()))), str(moved))
     show(made)
     for chain, names in done.blocks.items():
-        say(f"{chain}: the first of these stay: {', '.join(names)}")
+        if len(names) > 1:
+            say(f"{chain}: the first of these stay: {', '.join(names)}")
     for chain, why in done.left_blocks.items():
         warn(f"{chain}: {why}")
     if done.left:

@@ -7,7 +7,7 @@ sub-network is never predicted to be faster or smaller than one inside it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -101,12 +101,13 @@ class Profile:
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
         rows = [[row.subnet.to_json(), row.latency, row.spread, row.memory] for row in self.rows]
-        fits = {name: [dict(each.weights), list(each.errors)] for name, each in self._fits().items()}
+        fits = {name: [dict(self.fit_of(name).weights), list(self.fit_of(name).errors)] for name in FEATURES}
         facts = {"samples": self.samples, "tokens": self.tokens, "rounds": self.rounds}
         return {"rows": rows, **fits, "machine": dict(self.machine), "sizes": dict(self.sizes), **facts}
 
-    def _fits(self) -> dict[str, Fit]:
-        return {"latency": self.latency, "memory": self.memory}
+    def fit_of(self, metric: str) -> Fit:
+        """How `latency` or `memory` is predicted."""
+        return self.latency if metric == "latency" else self.memory
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Profile:
@@ -147,18 +148,27 @@ class Features:
     costs: CostModel
     plan: Plan
 
-    def table(self, values: NDArray[np.int64], **sizes: int) -> dict[str, Array]:
-        """Every feature of many sub-networks.
+    def table(
+        self, values: NDArray[np.int64], names: Collection[str], sizes: Mapping[str, int], exact: Costs | None = None
+    ) -> dict[str, Array]:
+        """Some features of many sub-networks.
 
         Args:
             values: sizes and depths, one row per sub-network.
+            names: which features.
             sizes: open sizes.
+            exact: the exact costs at these sizes, where they are known already.
         """
-        exact = self.costs.table(values, **sizes)
-        found = {name: np.asarray(getattr(exact, name), dtype=np.float64) for name in METRICS}
-        found["constant"] = np.ones(len(values))
-        found["operations"] = self._operations(values)
-        found["largest_block"] = self.costs.largest_block(values, **sizes)
+        found: dict[str, Array] = {}
+        if not set(METRICS).isdisjoint(names):
+            known = exact or self.costs.table(values, **sizes)
+            found |= {name: np.asarray(getattr(known, name), dtype=np.float64) for name in METRICS if name in names}
+        if "constant" in names:
+            found["constant"] = np.ones(len(values))
+        if "operations" in names:
+            found["operations"] = self._operations(values)
+        if "largest_block" in names:
+            found["largest_block"] = self.costs.largest_block(values, **sizes)
         return found
 
     def _operations(self, values: NDArray[np.int64]) -> Array:
@@ -186,7 +196,8 @@ def fit_rows(rows: Sequence[Measured], features: Features, sizes: Mapping[str, i
     for row in rows:
         if not 0 < row.latency < float("inf") or row.memory <= 0:
             raise ProfileError(f"profile: {row.subnet} took {row.latency} s and {row.memory} bytes: no measurement")
-    table = features.table(np.array([row.subnet.values for row in rows], dtype=np.int64), **sizes)
+    names = {name for own in FEATURES.values() for name in own}
+    table = features.table(np.array([row.subnet.values for row in rows], dtype=np.int64), names, sizes)
     latency = np.array([1e9 * row.latency for row in rows])
     return _fitted("latency", table, latency), _fitted("memory", table, np.array([float(row.memory) for row in rows]))
 
@@ -228,10 +239,12 @@ class Prices:
     Attributes:
         features: of any sub-network.
         profile: what predicts.
+        metrics: which predictions are made, latency and memory; others are left empty.
     """
 
     features: Features
     profile: Profile
+    metrics: tuple[str, ...] = tuple(FEATURES)
 
     def table(self, values: NDArray[np.int64], **sizes: int) -> PricedCosts:
         """The costs of many sub-networks; predicted ones always at the sizes of the profile.
@@ -240,12 +253,18 @@ class Prices:
             values: sizes and depths, one row per sub-network.
             sizes: open sizes for the exact costs.
         """
-        exact = self.features.costs.table(values, **sizes)
-        known = self.features.table(values, **dict(self.profile.sizes))
-        told = {name: _sum(fit.weights, known) for name, fit in self.profile._fits().items()}
+        exact, own = self.features.costs.table(values, **sizes), dict(self.profile.sizes)
+        same = {**self.features.costs.open_sizes, **sizes} == {**self.features.costs.open_sizes, **own}
+        told = {}
+        for metric in self.metrics:
+            weights = {name: weight for name, weight in self.profile.fit_of(metric).weights if weight}
+            known = self.features.table(values, weights, own, exact if same else None)
+            told[metric] = _sum(weights, known, len(values))
         return PricedCosts(exact.params, exact.flops, exact.activation_bytes, **told)
 
 
-def _sum(weights: Sequence[tuple[str, float]], known: Mapping[str, Array]) -> NDArray[np.int64]:
-    total = sum(weight * known[name] for name, weight in weights)
+def _sum(weights: Mapping[str, float], known: Mapping[str, Array], count: int) -> NDArray[np.int64]:
+    total = np.zeros(count)
+    for name, weight in weights.items():
+        total += weight * known[name]
     return np.asarray(np.ceil(total), dtype=np.int64)

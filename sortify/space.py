@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from functools import cached_property, lru_cache
@@ -282,10 +282,10 @@ class Space:
         """What sub-networks cost on a machine, if that was measured."""
         return None if self._prices is None else self._prices.profile
 
-    @property
-    def _known(self) -> Table:
-        """All costs that are known: exact ones, and with a profile the predicted ones."""
-        return self._prices or self._costs
+    def _known(self, metrics: Collection[str]) -> Table:
+        """What knows these metrics: the exact costs, or the profile too."""
+        measured = tuple(metric for metric in MEASURED if metric in metrics)
+        return replace(self._prices, metrics=measured) if self._prices is not None and measured else self._costs
 
     def measured_cost(self, subnet: Subnet) -> MeasuredCost:
         """The latency and the peak memory of a sub-network, as the profile predicts them.
@@ -374,20 +374,21 @@ class Space:
 
     def _of(self, subnet: Subnet, metric: str, sizes: Mapping[str, int]) -> int:
         values = np.array([subnet.values], dtype=np.int64)
-        return int(getattr(self._known.table(values, **sizes), metric)[0])
+        return int(getattr(self._known([metric]).table(values, **sizes), metric)[0])
 
     def _best_scored(self, scores: Mapping[Subnet, float], bounds: Bounds, sizes: Mapping[str, int]) -> Subnet | None:
         known = list(scores)
-        costs = self._known.table(np.array([subnet.values for subnet in known], dtype=np.int64), **sizes)
+        costs = self._known(bounds).table(np.array([subnet.values for subnet in known], dtype=np.int64), **sizes)
         fitting = [int(place) for place in np.flatnonzero(within(costs, bounds))]
         metric = next(iter(bounds))
         best = max(fitting, key=lambda p: (scores[known[p]], -getattr(costs, metric)[p]), default=None)
         return None if best is None else known[best]
 
     def _largest(self, bounds: Bounds, limits: Sequence[Limit], sizes: Mapping[str, int]) -> Subnet:
-        choices = Choices(self.knobs, self.full.values, self._known, sizes)
+        choices = Choices(self.knobs, self.full.values, self._known(bounds), sizes)
         if self.count <= LISTED:
-            matrix, costs = self._table(tuple(sorted(sizes.items())))
+            measured = tuple(metric for metric in MEASURED if metric in bounds)
+            matrix, costs = self._table(tuple(sorted(sizes.items())), measured)
             fitting = within(costs, bounds)
             found = tuple(map(int, matrix[largest(costs, fitting, bounds)])) if fitting.any() else None
         else:
@@ -396,13 +397,14 @@ class Space:
             raise BudgetError(self._too_small(bounds, limits, sizes))
         return self._member(self.knobs, found)
 
-    def _costed(self, sizes: tuple[tuple[str, int], ...]) -> tuple[Matrix, Costs]:
+    def _costed(self, sizes: tuple[tuple[str, int], ...], metrics: tuple[str, ...]) -> tuple[Matrix, Costs]:
         """All choices and their costs; members that cost the same stand in the order of their sizes."""
-        choices = Choices(self.knobs, self.full.values, self._known, dict(sizes))
+        known = self._known(metrics)
+        choices = Choices(self.knobs, self.full.values, known, dict(sizes))
         matrix = np.array(self._all(self.knobs), dtype=np.int64).reshape(choices.count, len(self.knobs))
         values = choices.values(matrix)
         order = np.lexsort(values.T[::-1])
-        return matrix[order], self._known.table(values[order], **dict(sizes))
+        return matrix[order], known.table(values[order], **dict(sizes))
 
     def _too_small(self, bounds: Bounds, limits: Sequence[Limit], sizes: Mapping[str, int]) -> str:
         """What to say where nothing fits: costs grow with sizes, so the smallest member has the least of each."""

@@ -62,7 +62,7 @@ class Machine:
 
 def planted(model: SortedModel, subnet: Subnet) -> float:
     """Seconds that are a sum of exact costs."""
-    table = Features(model.space.exact, model.plan).table(np.array([subnet.values], dtype=np.int64))
+    table = Features(model.space.exact, model.plan).table(np.array([subnet.values], dtype=np.int64), WEIGHTS, {})
     return sum(weight * float(table[name][0]) for name, weight in WEIGHTS.items()) / 1e9
 
 
