@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import sympy
 import torch
@@ -51,6 +52,19 @@ def _split(expression: sympy.Add) -> tuple[sympy.Expr, sympy.Integer] | None:
         if sign == -1 and inner == rest:
             return rest, multiple
     return None
+
+
+def known_sizes(environment: Any) -> Mapping[sympy.Expr, sympy.Integer]:
+    """Expressions that the tracer took for numbers: where `Eq((s0 + 63)//64, 1)` is a condition, it writes 1."""
+    found = _KNOWN.get(environment)
+    if found is None or found[0] != len(environment.guards):
+        guards = {simplified(environment.replace(guard.expr)) for guard in environment.guards}
+        equal = {g.lhs: g.rhs for g in guards if isinstance(g, sympy.Eq) and g.rhs.is_Integer and g.lhs.free_symbols}
+        found = _KNOWN[environment] = len(environment.guards), equal
+    return found[1]
+
+
+_KNOWN: WeakKeyDictionary[Any, tuple[int, Mapping[sympy.Expr, sympy.Integer]]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)

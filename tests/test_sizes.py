@@ -18,6 +18,7 @@ from sortify import sortify
 from sortify.arithmetic import value_of
 from sortify.axes.algebra import Size
 from sortify.axes.sizes import size_of_expression
+from sortify.errors import InputError
 
 S, T = (sympy.Symbol(name, positive=True, integer=True) for name in "st")
 PADDED = S + Mod(8 - Mod(S, 8), 8)
@@ -86,3 +87,37 @@ def test_what_stands_beside_padded_chunks_is_elastic(padding: Callable[[int], in
         half = model.space.subnet(width=0.5)
         with model.using(half):
             assert_close_outputs(model(x), model.extract(subnet=half).eval()(x), 1e-6)
+
+
+class ChunkByChunk(nn.Module):
+    """As linear attention is written: a state goes from chunk to chunk of the padded sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rise, self.out = nn.Linear(6, 32), nn.Linear(32, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = x.shape[1]
+        hidden = F.pad(self.rise(x), (0, 0, 0, -length % 4))
+        chunks = hidden.reshape(x.shape[0], -1, 4, 32)
+        inside = chunks.relu() @ chunks.relu().transpose(-1, -2)
+        state, found = chunks.new_zeros(x.shape[0], 1, 32), []
+        for number in range(chunks.shape[1]):
+            found.append(inside[:, number] @ chunks[:, number] + state)
+            state = state + chunks[:, number].sum(1, keepdim=True)
+        out: Tensor = self.out(torch.stack(found, 1).reshape(x.shape[0], -1, 32)[:, :length])
+        return out
+
+
+@pytest.mark.parametrize("example", [3, 7])
+def test_sizes_that_the_tracer_took_for_numbers_are_numbers(example: int) -> None:
+    """One chunk, or two: the graph holds as many steps, the width beside them is elastic."""
+    original = ChunkByChunk().eval()
+    model = sortify(original, (torch.randn(2, example, 6),), dynamic={"x": (1,)}).eval()
+    assert [axis.size for axis in model.axes.values()] == [32]
+    longest = 4 * math.ceil(example / 4)
+    for length in (longest - 2, longest):
+        x = torch.randn(2, length, 6)
+        assert_close_outputs(model(x), original(x), 1e-6)
+    with pytest.raises(InputError, match="graphs hold where"):
+        model(torch.randn(2, longest + 1, 6))

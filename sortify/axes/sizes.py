@@ -9,7 +9,7 @@ import torch
 from torch.utils._sympy.functions import FloorDiv
 
 from sortify.axes.algebra import Size
-from sortify.symbols import simplified
+from sortify.symbols import known_sizes, simplified
 
 
 def sizes_of(value: torch.Tensor) -> tuple[Size, ...]:
@@ -19,7 +19,10 @@ def sizes_of(value: torch.Tensor) -> tuple[Size, ...]:
 
 def size_of_dimension(value: int | torch.SymInt) -> Size:
     """A dimension of a fake tensor as a count times symbols; anything else is one opaque symbol."""
-    return Size(value) if isinstance(value, int) else size_of_expression(value.node.expr)
+    if isinstance(value, int):
+        return Size(value)
+    known = known_sizes(value.node.shape_env)
+    return size_of_expression(simplified(value.node.expr).xreplace(known) if known else value.node.expr)
 
 
 @lru_cache(maxsize=65536)
