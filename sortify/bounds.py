@@ -49,7 +49,7 @@ def limits_of(
         examples: the example inputs; original: the module that was captured.
     """
     found: dict[str, None] = {}
-    noisy = unsettled(blueprint, tensors, examples)
+    noisy = unsettled(blueprint, tensors, examples) if any(sizes.conditions for sizes in traced.values()) else tensors
     for mode, sizes in traced.items():
         side = _Side(blueprint, noisy, examples, original, mode, sizes)
         broken = _broken(sizes, side.values)

@@ -29,7 +29,7 @@ from sortify.network import Runner, used_tensors
 from sortify.prepare import NOTHING, LeftOut, mode_of
 from sortify.space import Subnet
 from sortify.structure import flatten
-from sortify.trials import Tensors, clones, few, quietly, unsettled
+from sortify.trials import AMOUNTS, Tensors, amount_of, clones, few, perturbed, quietly, statistics_of, unsettled
 
 SINGLE, DOUBLE = 1e-5, 1e-10
 
@@ -83,7 +83,15 @@ def prove(
     if any(tensor.is_meta for tensor in tensors.values()):
         return NOT_RUN
     examples = examples if original is not None else _moved(examples, tensors)
-    noisy = unsettled(blueprint, tensors, examples)
+    report = _checked(blueprint, perturbed(tensors, statistics_of(blueprint)), examples, original)
+    if report.passed or amount_of(blueprint, tensors, examples) == AMOUNTS[0]:
+        return report
+    return _checked(blueprint, unsettled(blueprint, tensors, examples), examples, original)
+
+
+def _checked(
+    blueprint: Blueprint, noisy: Tensors, examples: Sequence[torch.Tensor], original: nn.Module | None
+) -> Report:
     shuffled = []
     if blueprint.plan.axes:
         axes = [axis.name for axis in blueprint.plan.axes]

@@ -15,6 +15,7 @@ from sortify.network import argument, running_statistics
 
 Tensors = Mapping[str, torch.Tensor]
 NOISE = 8191  # numbers in the noise that perturbs weights; a prime, so that rows of a matrix differ
+AMOUNTS = (1.0, 0.1, 0.0)  # how far weights are moved, the first that keeps outputs finite
 
 
 def statistics_of(blueprint: Blueprint) -> list[str]:
@@ -22,11 +23,17 @@ def statistics_of(blueprint: Blueprint) -> list[str]:
     return [name for program in blueprint.programs.values() for name in running_statistics(program)]
 
 
-AMOUNTS = (1.0, 0.1, 0.0)
-
-
 def unsettled(blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.Tensor]) -> Tensors:
-    """Weights as `perturbed` gives them, moved so little that the outputs stay finite: deep networks may overflow.
+    """Weights as `perturbed` gives them, moved so little that the outputs stay finite.
+
+    Raises:
+        CaptureError: the outputs are not finite even with the weights as they are.
+    """
+    return perturbed(tensors, statistics_of(blueprint), amount_of(blueprint, tensors, examples))
+
+
+def amount_of(blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.Tensor]) -> float:
+    """How far weights may be moved with finite outputs, of `AMOUNTS`: deep networks may overflow.
 
     Raises:
         CaptureError: the outputs are not finite even with the weights as they are.
@@ -42,9 +49,9 @@ def unsettled(blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.T
         try:
             lost, _ = lost_with(noisy)
         except Exception:  # the checks that follow tell why
-            return noisy
+            return amount
         if lost == 0:
-            return noisy
+            return amount
         if least is None:
             least, numbers = lost_with(tensors)
             if least == numbers:
@@ -53,8 +60,8 @@ def unsettled(blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.T
                     "give inputs, or weights, with which it works"
                 )
         if lost <= least:
-            return noisy
-    return tensors
+            return amount
+    return AMOUNTS[-1]
 
 
 def _not_finite(outputs: Any) -> tuple[int, int]:
