@@ -9,6 +9,7 @@ where it does not, or was too large to try, calls with such sizes are refused.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -29,10 +30,11 @@ SMALL = 128
 
 @dataclass(frozen=True)
 class _Trial:
-    """One open size changed: its name, and what it is now."""
+    """One open size changed: its name, what it is now, and whether that is more than in the example."""
 
     name: str
     size: int
+    more: bool
 
 
 def limits_of(
@@ -53,8 +55,9 @@ def limits_of(
     for mode, sizes in traced.items():
         side = _Side(blueprint, noisy, examples, original, mode, sizes)
         broken = _broken(sizes, side.values)
-        good = {trial for trial in set().union(*broken.values()) if side.agrees(trial)}
-        found |= dict.fromkeys(_fewest({each: trials - good for each, trials in broken.items() if trials - good}))
+        best = {condition: _best(trials, broken) for condition, trials in broken.items()}
+        good = {trial for trial in set().union(*best.values()) if side.agrees(trial)}
+        found |= dict.fromkeys(_fewest({each: broken[each] for each, trials in best.items() if trials - good}))
     return tuple(found)
 
 
@@ -85,23 +88,30 @@ class _Side:
             return False
 
 
-def _broken(sizes: Traced, values: Mapping[str, int]) -> dict[str, set[_Trial]]:
-    """Every condition that some size breaks -> the best such size below the example's, and above.
-
-    The best one breaks the fewest other conditions, as the original itself may refuse a size that breaks another; of
-    equals it is the nearest.
-    """
-    found: dict[str, set[_Trial]] = {}
+def _broken(sizes: Traced, values: Mapping[str, int]) -> dict[str, list[_Trial]]:
+    """Every condition that some size breaks -> all such sizes among the candidates, the nearest first."""
+    found: dict[str, list[_Trial]] = {}
     for name in (name_of(place) for place, rule in sizes.places.items() if rule == name_of(place)):
-        own = [condition for condition in sizes.conditions if re.search(rf"\b{name}\b", condition)]
-        for side in _candidates(values[name]):
-            broken = {size: {each for each in own if _breaks(each, {**values, name: size})} for size in side}
-            for condition in own:
-                breaking = [size for size in side if condition in broken[size]]
-                if breaking:
-                    size = min(breaking, key=lambda each: len(broken[each]))
-                    found.setdefault(condition, set()).add(_Trial(name, size))
+        for condition in (each for each in sizes.conditions if re.search(rf"\b{name}\b", each)):
+            for side in _candidates(values[name]):
+                breaking = [size for size in side if _breaks(condition, {**values, name: size})]
+                trials = [_Trial(name, size, size > values[name]) for size in breaking]
+                if trials:
+                    found.setdefault(condition, []).extend(trials)
     return found
+
+
+def _best(trials: Sequence[_Trial], broken: Mapping[str, Sequence[_Trial]]) -> set[_Trial]:
+    """The sizes to run a condition with: of each input one below the example's and one above.
+
+    It breaks the fewest other conditions, as the original itself may refuse a size that breaks another; of equals it is
+    the nearest.
+    """
+    others = Counter(trial for each in broken.values() for trial in each)
+    sides: dict[tuple[str, bool], list[_Trial]] = {}
+    for trial in trials:
+        sides.setdefault((trial.name, trial.more), []).append(trial)
+    return {min(side, key=others.__getitem__) for side in sides.values()}
 
 
 def _candidates(size: int) -> tuple[list[int], list[int]]:
@@ -128,10 +138,10 @@ def _resized(sizes: Traced, values: Mapping[str, int], examples: Sequence[torch.
     return found
 
 
-def _fewest(broken: Mapping[str, set[_Trial]]) -> Iterator[str]:
-    """Conditions that together refuse what all of them refuse, as far as the trials tell; short ones first."""
-    left = set().union(*broken.values())
+def _fewest(broken: Mapping[str, Sequence[_Trial]]) -> Iterator[str]:
+    """Conditions that together refuse every candidate that all of them refuse; those that refuse most come first."""
+    left = set[_Trial]().union(*broken.values())
     for condition in sorted(broken, key=lambda each: (-len(broken[each]), len(each))):
-        if broken[condition] & left:
-            left -= broken[condition]
+        if left & set(broken[condition]):
+            left -= set(broken[condition])
             yield condition
