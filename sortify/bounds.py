@@ -18,7 +18,8 @@ from torch import nn
 
 from sortify.arithmetic import holds, value_of
 from sortify.blueprint import Blueprint
-from sortify.proof import SINGLE, distance
+from sortify.original import distance
+from sortify.proof import SINGLE
 from sortify.symbols import Traced, name_of
 from sortify.trials import unsettled
 

@@ -29,6 +29,7 @@ from sortify.errors import AxesError, CaptureError, ProofError
 from sortify.exporting import ExportError
 from sortify.inputs import example_inputs_for
 from sortify.model import SortedModel
+from sortify.original import check_repeats
 from sortify.parts import sortify_parts
 from sortify.plan import Frozen, make_plan
 from sortify.prepare import Example, unwrap
@@ -145,7 +146,7 @@ def _proven(found: _Found, module: nn.Module) -> tuple[Blueprint, proof.Report]:
             failing = proof.axes_that_do_not_slice(blueprint, captured.tensors, examples)
         if not failing:
             with captured.left_out.of(module):
-                proof.check_repeats(blueprint, captured.tensors, examples, module)
+                check_repeats(blueprint, captured.tensors, examples, module, proof.SINGLE)
             row = next(row for row in report.rows if not row.passed)
             raise ProofError(
                 f"{type(module).__name__}: {row.name} failed: error {row.error:.3g}, allowed {row.tolerance:g} "

@@ -20,18 +20,18 @@ from sortify.axes.rules.table import position_of
 from sortify.blueprint import Blueprint
 from sortify.difference import difference
 from sortify.dims import Dim
-from sortify.errors import CaptureError
-from sortify.exporting import ExportError
 from sortify.extract import cut, pick, shrink
 from sortify.interpreter import run_side_by_side
 from sortify.lifting import Program
-from sortify.network import Runner, used_tensors
-from sortify.prepare import NOTHING, LeftOut, mode_of
+from sortify.network import used_tensors
+from sortify.original import distance, doubled, in_double
+from sortify.prepare import NOTHING, LeftOut
 from sortify.space import Subnet
 from sortify.structure import flatten
 from sortify.trials import AMOUNTS, Tensors, amount_of, clones, few, perturbed, quietly, statistics_of, unsettled
 
 SINGLE, DOUBLE = 1e-5, 1e-10
+ROUNDINGS = 10.0  # an error in float32 may be rounding up to so many times what the original's own rounding makes
 
 
 @dataclass(frozen=True)
@@ -149,68 +149,21 @@ def middle(blueprint: Blueprint) -> Subnet:
 def identity(
     blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.Tensor], mode: str, original: nn.Module | None
 ) -> Check:
-    """The rewritten full model against the original: outputs, and in training the buffers that a step changes."""
-    examples = few(blueprint, examples, mode)
-    note = f"full model = {'captured graph' if original is None else 'original'}"
-    full = (blueprint.space.full.values,)
-    error = distance(blueprint, tensors, examples, mode, original, blueprint.sorted_runners[mode], full)
-    return Check(f"identity ({mode})", error, SINGLE, note)
+    """The rewritten full model against the original: outputs, and in training the buffers that a step changes.
 
-
-def distance(
-    blueprint: Blueprint,
-    tensors: Tensors,
-    examples: Sequence[torch.Tensor],
-    mode: str,
-    original: nn.Module | None,
-    runner: Runner | None = None,
-    leading: Sequence[Any] = (),
-) -> float:
-    """How far a graph is from the original, or else from the captured graph: outputs, and buffers that are changed.
-
-    Args:
-        runner: the graph, the captured one by default; leading: what it takes first.
+    A model may amplify its own rounding without bound (a normalisation over two numbers that are nearly the same gives
+    1 or -1). Where float32 differs, float64 decides, if rounding moves the original's own outputs as far.
     """
-    ours, theirs = clones(tensors, blueprint), clones(tensors, blueprint)
-    again = [t.clone() for t in examples]
-    if original is None:
-        expected = quietly(lambda: blueprint.plain_runners[mode]((), theirs, again))
-    else:
-        args, kwargs = blueprint.signature.call(again)
-        state = {name: t for name, t in theirs.items() if blueprint.infos[name].kind != "constant"}
-        with mode_of(original, mode == "train"):
-            expected = quietly(lambda: _original(original, state, args, kwargs))
-        theirs |= state  # a forward may put new tensors in the place of its buffers
-    found = quietly(lambda: (runner or blueprint.plain_runners[mode])(leading, ours, [t.clone() for t in examples]))
-    changed = [name for name, info in blueprint.infos.items() if info.kind != "parameter" and name in tensors]
-    return max([difference(expected, found), *(difference(theirs[name], ours[name]) for name in changed)])
-
-
-def check_repeats(
-    blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.Tensor], original: nn.Module
-) -> None:
-    """Raise ExportError if the original gives other outputs when it is called again with the same random numbers."""
-    for mode in ("train", "eval"):
-        outputs = []
-        for _ in range(2):
-            args, kwargs = blueprint.signature.call([t.clone() for t in examples])
-            state = {n: t for n, t in clones(tensors, blueprint).items() if blueprint.infos[n].kind != "constant"}
-            with mode_of(original, mode == "train"):
-                outputs.append(quietly(lambda: _original(original, state, args, kwargs)))  # noqa: B023 (at once)
-        if difference(*outputs) > SINGLE:
-            raise ExportError(
-                f"{type(original).__name__} gives other outputs when it is called again with the same random state "
-                f"({mode} mode), as where it seeds the generator itself: nothing can be proven about it as a whole"
-            )
-
-
-def _original(module: nn.Module, state: dict[str, torch.Tensor], args: Any, kwargs: Any) -> Any:
-    """The original's own output; where it cannot run, the example inputs are at fault."""
-    try:
-        return torch.func.functional_call(module, state, args, kwargs)
-    except Exception as error:
-        text = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise CaptureError(f"{type(module).__name__} itself does not run on the example inputs: {text}") from error
+    examples, full = few(blueprint, examples, mode), (blueprint.space.full.values,)
+    runner, name = blueprint.sorted_runners[mode], f"identity ({mode})"
+    note = f"full model = {'captured graph' if original is None else 'original'}"
+    error = distance(blueprint, tensors, examples, mode, original, runner, full)
+    if error > SINGLE:
+        exact, rounding = in_double(blueprint, tensors, examples, mode, original, runner, full)
+        if exact <= DOUBLE and error <= ROUNDINGS * rounding:
+            note += f", float64; in float32 {error:.2g}, where rounding alone makes {rounding:.2g}"
+            return Check(name, exact, DOUBLE, note)
+    return Check(name, error, SINGLE, note)
 
 
 def permutation(
@@ -233,7 +186,7 @@ def permutation_error(
     blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.Tensor], mode: str = "eval", double: bool = True
 ) -> Callable[[Iterable[str]], float]:
     """A function from axes to the error that shuffling them makes, in float64 or in the model's own dtype."""
-    widened = _doubled if double else _as_it_is
+    widened = doubled if double else _as_it_is
     program = blueprint.programs[mode] if mode == "eval" else _quiet(blueprint.programs[mode])
     inputs = [widened(t) for t in few(blueprint, examples, mode)]
     sizes = {axis.name: axis.size for axis in blueprint.plan.axes}
@@ -302,10 +255,6 @@ def slice_is_extraction(
 
 def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
-
-
-def _doubled(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.double() if tensor.is_floating_point() else tensor
 
 
 def _shuffle(size: int, generator: torch.Generator) -> list[int]:

@@ -46,7 +46,7 @@ ROOMS = [
     ["network", "blueprint"],
     ["extract"],
     ["trials"],
-    ["proof", "bounds"],
+    ["original", "proof", "bounds"],
     [
         "calibration",
         "checkpoint",

@@ -1,0 +1,90 @@
+"""The original beside a graph of it: rounding that a model amplifies is told from a fault by running in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from compare import assert_close_outputs
+from torch import Tensor, fx, nn
+from zoo import ROW, randomize
+
+from sortify import SortedModel, sortify
+from sortify.errors import ProofError
+from sortify.rewrite import rewrite
+
+
+class Amplified(nn.Module):
+    """What is left after a sum has lost its lower digits, enlarged: float32 gives little more than its rounding.
+
+    The tracer sees the same sum added up in another order, as a kernel may do.
+    """
+
+    def __init__(self, factor: float = 1e5) -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.head = nn.Linear(8, 16), nn.Linear(16, 24), nn.Linear(24, 5)
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.fc1(x))
+        a, b = self.fc2(hidden), self.fc2(hidden * 0.3)
+        left = (a + b) + 0.7 if not torch.compiler.is_exporting() else a + (b + 0.7)
+        return self.head(torch.tanh((left - a - b - 0.7) * self.factor))
+
+
+def identities(model: SortedModel) -> list[Any]:
+    assert model.report is not None
+    return [row for row in model.report.rows if row.name.startswith("identity")]
+
+
+def test_amplified_rounding_is_compared_in_float64() -> None:
+    model = sortify(randomize(Amplified(), 1), ROW())
+    for row in identities(model):
+        assert row.passed
+        assert "float64; in float32" in row.note
+        assert row.tolerance == 1e-10
+
+
+def test_without_amplification_float32_decides() -> None:
+    original = randomize(Amplified(1.0), 1)
+    model = sortify(original, ROW())
+    assert all(row.tolerance == 1e-5 and "float64" not in row.note for row in identities(model))
+    assert_close_outputs(model(*ROW()), original(*ROW()), 1e-5)
+
+
+def twisted(single: float, double: float) -> Callable[..., fx.GraphModule]:
+    """A rewriting whose outputs are off by one amount in float32 and by another in float64."""
+
+    def wrong(program: Any, plan: Any, mode: str, infos: Any) -> fx.GraphModule:
+        module = rewrite(program, plan, mode, infos)
+        for node in module.graph.nodes:
+            if node.target is torch.ops.aten.tanh.default:
+                node.target = lambda x: torch.tanh(x) + (double if x.dtype == torch.float64 else single)
+        module.recompile()
+        return module
+
+    return wrong
+
+
+@pytest.mark.parametrize(
+    ("factor", "single", "double"),
+    [(1.0, 1e-3, 0.0), (1e5, 0.0, 1e-4), (1e5, 1e3, 0.0)],
+    ids=["exact in float64, and nothing amplifies", "wrong in float64", "further off than rounding goes"],
+)
+def test_a_fault_does_not_hide_behind_rounding(
+    factor: float, single: float, double: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sortify.blueprint.rewrite", twisted(single, double))
+    with pytest.raises(ProofError, match="identity"):
+        sortify(randomize(Amplified(factor), 1), ROW())
+
+
+def test_what_does_not_run_in_float64_is_compared_in_float32() -> None:
+    class Half(Amplified):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) @ torch.eye(5)
+
+    with pytest.raises(ProofError, match=r"identity \(train\) failed"):
+        sortify(randomize(Half(), 1), ROW())
