@@ -47,7 +47,8 @@ def run(
     metric: Annotated[
         str,
         typer.Option(
-            "--metric", help="What a budget without a unit is: flops, params, activation_bytes, latency or memory."
+            "--metric",
+            help="What a budget without a unit is: flops, params, activation_bytes, cache_bytes, latency or memory.",
         ),
     ] = "flops",
     sizes: Sizes = "",

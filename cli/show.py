@@ -77,6 +77,14 @@ def counted(count: int, name: str, several: str | None = None) -> str:
     return f"{count} {name if count == 1 else several or name + 's'}"
 
 
+TITLES = {
+    "params": "parameters",
+    "flops": "FLOPs",
+    "activation_bytes": "activation bytes",
+    "cache_bytes": "cache bytes a token",
+}
+
+
 def cost_table(
     model: sortify.SortedModel, members: Mapping[str, sortify.Subnet], sizes: Mapping[str, int] | None = None
 ) -> Table:
@@ -86,7 +94,8 @@ def cost_table(
     measured = profile is not None and all(own.get(name, size) == size for name, size in given.items())
     sizes = {**model.open_sizes, **given}
     full = model.cost(model.space.full, **sizes)
-    columns = ("parameters", "FLOPs", "activation bytes", *(("latency", "memory") if measured else ()))
+    metrics = ["params", "flops", "activation_bytes", *(["cache_bytes"] if full.cache_bytes else [])]
+    columns = (*(TITLES[metric] for metric in metrics), *(("latency", "memory") if measured else ()))
     made = table("sub-network", "", *columns, right=columns)
     at = f"one call at {sizes_text(sizes)}" if sizes else ""
     at += f"; latency and memory at {sizes_text(own)}" if measured and own != sizes else ""
@@ -94,7 +103,7 @@ def cost_table(
     made.caption_justify = "left"
     for name, member in members.items():
         cost = model.cost(member, **sizes)
-        pairs = ((cost.params, full.params), (cost.flops, full.flops), (cost.activation_bytes, full.activation_bytes))
+        pairs = [(getattr(cost, metric), getattr(full, metric)) for metric in metrics]
         told = measured_texts(model, member) if measured else ()
         made.add_row(name, str(member), *(f"{amount(a)} ({a / max(1, b):.0%})" for a, b in pairs), *told)
     return made

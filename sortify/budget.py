@@ -2,8 +2,8 @@
 
 A plain number up to 1, or a percentage, is a share of the full network's cost. A figure with a unit is a cost by
 itself: parameters, FLOPs (a MAC counts as two), the time of one call, or bytes: those of memory at the peak of one
-call, or of all its activations (`40 MB activations`). Time and memory are known where there is a profile of the
-machine. Several budgets hold together.
+call, of all its activations (`40 MB activations`), or of the keys and values kept for each token (`4 kB cache`). Time
+and memory are known where there is a profile of the machine. Several budgets hold together.
 """
 
 from __future__ import annotations
@@ -37,8 +37,13 @@ TIMES = {
 MEASURED = ("latency", "memory")
 """Metrics that a profile knows, in nanoseconds and bytes."""
 ALL = (*METRICS, *MEASURED)
-WORDS = {"activations": "activation_bytes", "activation": "activation_bytes", **{metric: metric for metric in ALL}}
-BYTES = ("memory", "activation_bytes")
+WORDS = {
+    "activations": "activation_bytes",
+    "activation": "activation_bytes",
+    "cache": "cache_bytes",
+    **{metric: metric for metric in ALL},
+}
+BYTES = ("memory", "activation_bytes", "cache_bytes")
 EXAMPLES = "0.5, 50%, 2.5M params, 300 MFLOPs, 5 ms or 40 MB"
 
 
@@ -47,7 +52,7 @@ class Limit:
     """The most that one metric may cost.
 
     Attributes:
-        metric: flops, params, activation_bytes, latency (in nanoseconds) or memory (in bytes).
+        metric: flops, params, activation_bytes, cache_bytes, latency (in nanoseconds) or memory (in bytes).
         amount: a share of the full network's cost, or a cost.
         relative: which of both.
     """
@@ -94,6 +99,14 @@ def read_budget(budget: Budget, metric: str = "flops") -> tuple[Limit, ...]:
     if not limits:
         raise BudgetError(f"budget: nothing is given; write {EXAMPLES}")
     return tuple(limits)
+
+
+def not_kept(limit: Limit) -> str:
+    """What to say where no cache is known."""
+    return (
+        f"budget {limit}: it is not known what this model keeps of each token: {limit.metric} is counted where running "
+        "showed that keys and values of attention, as they are, are all that the next token needs of earlier ones"
+    )
 
 
 def not_measured(limit: Limit) -> str:

@@ -28,6 +28,7 @@ from sortify.dims import Named
 from sortify.errors import AxesError, CaptureError, ProofError
 from sortify.exporting import ExportError
 from sortify.inputs import example_inputs_for
+from sortify.kv_cache import Kept, kept_for
 from sortify.model import SortedModel
 from sortify.original import check_repeats
 from sortify.parts import sortify_parts
@@ -130,8 +131,9 @@ def _proven(found: _Found, module: nn.Module) -> tuple[Blueprint, proof.Report]:
     """Plan and prove; axes that fail are fixed with the reason until the rest passes."""
     captured = found.captured
     examples = examples_to_prove(captured, module)
+    kept = kept_for(captured, examples, proof.SINGLE)
     while True:
-        blueprint, atoms = _plan(found)
+        blueprint, atoms = _plan(found, kept)
         if any(tensor.is_meta for tensor in captured.tensors.values()):
             return blueprint, proof.NOT_RUN
         with captured.left_out.of(module):
@@ -170,7 +172,7 @@ def _passed(report: proof.Report, kind: str) -> bool:
     return all(row.passed for row in report.rows if row.name.startswith(kind))
 
 
-def _plan(found: _Found) -> tuple[Blueprint, dict[str, algebra.Atom]]:
+def _plan(found: _Found, kept: Sequence[Kept]) -> tuple[Blueprint, dict[str, algebra.Atom]]:
     captured, analysis = found.captured, found.analysis
     plan, atoms = make_plan(captured, analysis, found.chains, found.notes, found.control)
     if not plan.axes and not plan.chains:
@@ -180,7 +182,7 @@ def _plan(found: _Found) -> tuple[Blueprint, dict[str, algebra.Atom]]:
             + ("; ".join(reasons[:5]) or "it has no parameter with a free dimension")
         )
     named = {atom: Named(name, atom.size.count) for name, atom in atoms.items()}
-    costs = make_cost_model(captured, analysis, plan, named)
+    costs = make_cost_model(captured, analysis, plan, named, kept)
     parts = captured.programs, captured.infos, captured.aliases, captured.signature
     return Blueprint(*parts, plan, costs, source=found.source), atoms
 

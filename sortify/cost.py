@@ -32,7 +32,7 @@ from sortify.dims import (
 from sortify.open_sizes import Opens, chosen_by_caller, opens_from_json, opens_to_json, sizes_at
 from sortify.presence import ALWAYS, Needs
 
-METRICS = ("params", "flops", "activation_bytes")
+METRICS = ("params", "flops", "activation_bytes", "cache_bytes")
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,14 @@ class Cost:
         params: parameters that the sub-network holds.
         flops: floating-point operations (two per multiply-add) of the ops that contract.
         activation_bytes: bytes of all tensors that the ops of one call newly make, in the captured dtypes.
+        cache_bytes: bytes of keys and values that a language model keeps of each token while it writes one after
+            another, for one sequence; 0 where that is not known to be all that it keeps.
     """
 
     params: int
     flops: int
     activation_bytes: int
+    cache_bytes: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,12 +63,13 @@ class Costs:
     params: NDArray[Any]
     flops: NDArray[Any]
     activation_bytes: NDArray[Any]
+    cache_bytes: NDArray[Any]
 
     def __len__(self) -> int:
         return len(self.params)
 
     def __getitem__(self, index: int) -> Cost:
-        return Cost(int(self.params[index]), int(self.flops[index]), int(self.activation_bytes[index]))
+        return Cost(*(int(getattr(self, metric)[index]) for metric in METRICS))
 
     def __iter__(self) -> Iterator[Cost]:
         return (self[index] for index in range(len(self)))
@@ -76,7 +80,7 @@ class Term:
     """`weight` times the sizes of `dims`, counted for the metric where `needs` are met.
 
     Attributes:
-        metric: params, flops or activation_bytes.
+        metric: one of `METRICS`.
         weight: whole number.
         dims: sizes to multiply: of axes, and open sizes by their names.
         needs: alternatives; each names blocks that must all be kept, as (chain index, block number).
@@ -186,7 +190,10 @@ class CostModel:
         sizes = self._sizes_at(given)
         columns = {axis: place for place, axis in enumerate(self._axes)}
         terms = [(METRICS.index(t.metric), t.weight, t.dims, t.needs) for t in self.terms]
-        totals = [sum(bound(dims, weight, sizes) for row, weight, dims, _ in terms if row == own) for own in range(3)]
+        totals = [
+            sum(bound(dims, weight, sizes) for row, weight, dims, _ in terms if row == own)
+            for own in range(len(METRICS))
+        ]
         return CostTable(terms, len(METRICS), inputs, columns, sizes), max(totals)
 
     def _count(self, values: tuple[int, ...], given: tuple[tuple[str, int], ...]) -> Cost:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import fx
@@ -13,22 +12,31 @@ from torch import fx
 from sortify.arithmetic import follows, renamed
 from sortify.axes.algebra import Atom, ConcatExpr, Expr, ProductExpr, Size, resolve
 from sortify.axes.analysis import Analysis
-from sortify.axes.sizes import size_of_dimension
+from sortify.axes.sizes import size_of_dimension, sizes_of
 from sortify.capture import Captured
 from sortify.cost import CostModel, Term
-from sortify.dims import Dim, Fixed, Named, active, axes_of, concat, product
-from sortify.flops import flops_of
+from sortify.dims import Dim, Fixed, Named, Product, active, axes_of, concat, product
+from sortify.flops import Known, flops_of
+from sortify.kv_cache import Kept
 from sortify.open_sizes import Opens, OpenSize, natural_name
 from sortify.plan import Plan
 from sortify.presence import ALWAYS, NEVER, Needs, needs_of_nodes, needs_of_parameters
+from sortify.symbols import hint
 
 
-def make_cost_model(captured: Captured, analysis: Analysis, plan: Plan, named: Mapping[Atom, Named]) -> CostModel:
+def make_cost_model(
+    captured: Captured,
+    analysis: Analysis,
+    plan: Plan,
+    named: Mapping[Atom, Named],
+    kept: Sequence[Kept] = (),
+) -> CostModel:
     """Count parameters over all tensors, FLOPs and activations over the eval graph.
 
     Args:
         captured: the model; analysis: its dimensions; plan: its axes and chains.
         named: the atom of every axis.
+        kept: what a cache of keys and values holds.
     """
     axes = [axis.name for axis in plan.axes]
     found = _open_sizes(captured, {name.split(".")[0] for name in axes})
@@ -43,6 +51,7 @@ def make_cost_model(captured: Captured, analysis: Analysis, plan: Plan, named: M
         if isinstance(dims, tuple) and _makes_new(node):
             size = node.meta["val"].element_size()
             terms.append(Term("activation_bytes", size, tuple(sized(d) for d in dims), own))
+    terms += _cache_terms(captured, kept, known, sized, needs["eval"], found)
     return CostModel(_merged([term for term in terms if term.needs != NEVER]), axes, found.opens)
 
 
@@ -115,12 +124,6 @@ def _all_sizes(captured: Captured) -> Iterator[int | torch.SymInt]:
                 yield from tensor.shape
 
 
-def hint(size: int | torch.SymInt) -> int:
-    """The size of a dimension at the example inputs; 1 where only the data decide it."""
-    known = size if isinstance(size, int) else cast("int | None", size.node.hint)
-    return 1 if known is None else int(known)
-
-
 class _Sizer:
     """Expressions as final dimensions; symbols become open sizes."""
 
@@ -154,6 +157,31 @@ def _parameter_terms(captured: Captured, plan: Plan, needs: Mapping[str, Mapping
             dims = plan.shapes.get(name) or tuple(map(Fixed, captured.tensors[name].shape))
             terms.append(Term("params", 1, dims, known.get(name, ALWAYS)))
     return terms
+
+
+def _cache_terms(
+    captured: Captured,
+    kept: Sequence[Kept],
+    known: Known,
+    sized: _Sizer,
+    needs: Mapping[str, Needs],
+    found: _Found,
+) -> Iterator[Term]:
+    """What a cache holds of one token of one sequence: without the dimensions of tokens and of the batch."""
+    nodes = {node.name: node for node in captured.programs["eval"].graph.nodes}
+    for each in kept:
+        node = nodes[each.node]
+        value, dims = node.meta["val"], known.get(node)
+        if not isinstance(dims, tuple):
+            dims = tuple(Atom(size) for size in sizes_of(value))
+        factors = [factor for place, dim in enumerate(dims) if place != each.dim for factor in _factors(sized(dim))]
+        batch = found.by_symbol[each.batch].name
+        own = tuple(factor for factor in factors if not (isinstance(factor, Named) and factor.axis == batch))
+        yield Term("cache_bytes", value.element_size(), own, needs[each.node])
+
+
+def _factors(dim: Dim) -> tuple[Dim, ...]:
+    return dim.factors if isinstance(dim, Product) else (dim,)
 
 
 def _merged(terms: Sequence[Term]) -> list[Term]:

@@ -17,24 +17,32 @@ from sortify.lifting import Program
 
 Lookup = Callable[[str], Sequence[torch.Tensor]]
 Value = Callable[[fx.Node], Any]
+Watch = Callable[[fx.Node, Any], Any]
 
 
-def run_side_by_side(program: Program, lookup: Lookup, inputs: Sequence[torch.Tensor]) -> list[Any]:
+def run_side_by_side(
+    program: Program, lookup: Lookup, inputs: Sequence[torch.Tensor], watch: Watch | None = None
+) -> list[Any]:
     """The outputs of `program`, once for each set of tensors.
 
     Args:
         program: the graph.
         lookup: gives for the name of a tensor what stands in for it in each run; called once per name in use.
         inputs: the inputs of all runs; not changed.
+        watch: is given every op and its result, and gives the result to go on with.
     """
-    return _SideBySide(program, lookup, inputs).outputs()
+    return _SideBySide(program, lookup, inputs, watch or _as_it_is).outputs()
+
+
+def _as_it_is(node: fx.Node, value: Any) -> Any:
+    return value
 
 
 class _SideBySide:
     """What is known while the graph runs: values that all runs share, and values of each run."""
 
-    def __init__(self, program: Program, lookup: Lookup, inputs: Sequence[torch.Tensor]) -> None:
-        self.program, self.lookup = program, lookup
+    def __init__(self, program: Program, lookup: Lookup, inputs: Sequence[torch.Tensor], watch: Watch) -> None:
+        self.program, self.lookup, self.watch = program, lookup, watch
         self.nodes = list(program.graph.nodes)
         self.shared: dict[fx.Node, Any] = {}
         self.own: dict[fx.Node, list[Any]] = {}
@@ -82,9 +90,9 @@ class _SideBySide:
 
     def _run(self, node: fx.Node, seed: int) -> None:
         if any(source in self.own for source in node.all_input_nodes):
-            self.own[node] = [_call(node, self._value(run), seed) for run in range(self.runs)]
+            self.own[node] = [self.watch(node, _call(node, self._value(run), seed)) for run in range(self.runs)]
         else:
-            self.shared[node] = _call(node, self.shared.__getitem__, seed)
+            self.shared[node] = self.watch(node, _call(node, self.shared.__getitem__, seed))
 
     def _value(self, run: int) -> Value:
         return lambda node: self.own[node][run] if node in self.own else self.shared[node]

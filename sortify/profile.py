@@ -260,7 +260,7 @@ class Prices:
             weights = {name: weight for name, weight in self.profile.fit_of(metric).weights if weight}
             known = self.features.table(values, weights, own, exact if same else None)
             told[metric] = _sum(weights, known, len(values))
-        return PricedCosts(exact.params, exact.flops, exact.activation_bytes, **told)
+        return PricedCosts(*(getattr(exact, metric) for metric in METRICS), **told)
 
 
 def _sum(weights: Mapping[str, float], known: Mapping[str, Array], count: int) -> NDArray[np.int64]:

@@ -17,7 +17,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 import torch
 
-from sortify.budget import MEASURED, Budget, Limit, figure, not_measured, read_budget
+from sortify.budget import MEASURED, Budget, Limit, figure, not_kept, not_measured, read_budget
 from sortify.cost import Cost, CostModel, Costs
 from sortify.errors import AxesError, BudgetError
 from sortify.levels import Columns, Fractions, Knob, Trained, check_fractions, default_levels
@@ -339,8 +339,8 @@ class Space:
 
         Args:
             budget: a share of the full network's cost (0.5, "50%"), a cost ("300 MFLOPs", "2.5M params"), or several.
-            metric: what a budget without a unit is about: flops, params, activation_bytes, or, with a profile, latency
-                or memory. Of several budgets the first is the one that is used up.
+            metric: what a budget without a unit is about: flops, params, activation_bytes, cache_bytes, or, with a
+                profile, latency or memory. Of several budgets the first is the one that is used up.
             scores: measured sub-networks, higher is better: the best one within the budget is chosen among these, where
                 there is one.
             sizes: open sizes to cost at, such as `batch=1`; else those of the example inputs.
@@ -352,7 +352,10 @@ class Space:
         self._check_measured(limits, sizes)
         bounds: dict[str, int] = {}
         for limit in limits:
-            own = limit.bound(self._of(self.full, limit.metric, sizes))
+            whole = self._of(self.full, limit.metric, sizes)
+            if limit.metric == "cache_bytes" and not whole:
+                raise BudgetError(not_kept(limit))
+            own = limit.bound(whole)
             bounds[limit.metric] = min(own, bounds.get(limit.metric, own))
         found = self._best_scored(scores, bounds, sizes) if scores else None
         return found or self._largest(bounds, limits, sizes)

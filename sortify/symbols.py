@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import sympy
@@ -52,6 +52,12 @@ def _split(expression: sympy.Add) -> tuple[sympy.Expr, sympy.Integer] | None:
         if sign == -1 and inner == rest:
             return rest, multiple
     return None
+
+
+def hint(size: int | torch.SymInt) -> int:
+    """The size of a dimension at the example inputs; 1 where only the data decide it."""
+    known = size if isinstance(size, int) else cast("int | None", size.node.hint)
+    return 1 if known is None else int(known)
 
 
 def known_sizes(environment: Any) -> Mapping[sympy.Expr, sympy.Integer]:

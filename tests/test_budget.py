@@ -45,6 +45,8 @@ from sortify.errors import BudgetError
         ("50% latency", "latency", "1/2", True),
         ("0.5 latency", "latency", "1/2", True),
         ("7k activations", "activation_bytes", "7000", False),
+        ("4 kB cache", "cache_bytes", "4000", False),
+        ("50% cache", "cache_bytes", "1/2", True),
     ],
 )
 def test_one_budget(text: Budget, metric: str, amount: str, relative: bool) -> None:
@@ -73,7 +75,7 @@ def test_what_has_no_unit_is_of_the_metric() -> None:
         ("half", "'half': expected a number"),
         ("", "expected a number"),
         ("3 parsecs", "the unit 'parsecs' is unknown"),
-        ("50% speed", "'speed' is no metric; there are params, flops, activation_bytes, latency, memory"),
+        ("50% speed", "'speed' is no metric; there are params, flops, activation_bytes, cache_bytes, latency, memory"),
         ("5 latency", "latency is told in ms"),
         ("5M flops memory", "only bytes say of what"),
         ("5 MB params", "only bytes say of what"),
@@ -88,7 +90,9 @@ def test_wrong_budgets_are_refused_in_one_line(wrong: Budget, message: str) -> N
 
 
 def test_wrong_metrics_are_refused() -> None:
-    with pytest.raises(BudgetError, match="metric 'speed': expected one of params, flops, activation_bytes, latency"):
+    with pytest.raises(
+        BudgetError, match="metric 'speed': expected one of params, flops, activation_bytes, cache_bytes, latency"
+    ):
         read_budget(0.5, "speed")
 
 

@@ -41,7 +41,7 @@ ROOMS = [
     ["depth"],
     ["plan"],
     ["slicing", "rewrite"],
-    ["flops", "open_sizes", "presence", "cost_table", "cost", "counting"],
+    ["flops", "open_sizes", "presence", "cost_table", "cost", "kv_cache", "counting"],
     ["levels", "subnet", "fitting", "profile", "budget", "search", "space"],
     ["network", "blueprint"],
     ["extract"],
