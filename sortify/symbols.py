@@ -35,22 +35,28 @@ def _is_padded(expression: sympy.Basic) -> bool:
 def _unpadded(expression: sympy.Add) -> sympy.Expr:
     found = _split(expression)
     assert found is not None
-    whole, multiple = found
-    return multiple * FloorDiv(whole, multiple)
+    whole, multiple, more = found
+    return multiple * FloorDiv(whole, multiple) + more
 
 
-def _split(expression: sympy.Add) -> tuple[sympy.Expr, sympy.Integer] | None:
-    """For the next multiple of m from s on, `s + (-s) % m`, the pair `s + m - 1`, m; for `s - s % m` the pair s, m."""
+def _split(expression: sympy.Add) -> tuple[sympy.Expr, sympy.Integer, sympy.Expr] | None:
+    """For the next multiple of m from s on, `s + (-s) % m`: `s + m - 1`, m, 0; for `s - s % m`: s, m, 0.
+
+    A number that is added to either comes third.
+    """
     for term in expression.args:
         rest = expression - term
         sign, remainder = term.as_coeff_Mul()
         if not isinstance(remainder, (Mod, PythonMod)) or not remainder.args[1].is_Integer:
             continue
         inner, multiple = remainder.args
-        if sign == 1 and (inner == -rest or any(inner == multiple - kind(rest, multiple) for kind in (Mod, PythonMod))):
-            return rest + multiple - 1, multiple
-        if sign == -1 and inner == rest:
-            return rest, multiple
+        for more in dict.fromkeys((sympy.S.Zero, rest.as_coeff_Add()[0])):
+            own = rest - more
+            up = (-own, *(multiple - kind(own, multiple) for kind in (Mod, PythonMod)))
+            if sign == 1 and inner in up:
+                return own + multiple - 1, multiple, more
+            if sign == -1 and inner == own:
+                return own, multiple, more
     return None
 
 

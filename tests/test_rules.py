@@ -58,6 +58,12 @@ def test_an_op_without_a_rule_fixes_everything() -> None:
     assert any("aten.renorm.default: this op has no rule" in why for why in verdict.reasons)
 
 
+def test_a_size_that_is_read_fixes_its_own_dimension_alone() -> None:
+    verdict = judge(case("sym_size.int", n(3, 4, 5), -2, opens=2))
+    fixed = [str(algebra.resolve(dim).fixed or "") for dims in verdict.inputs for dim in dims]
+    assert fixed == ["", "aten.sym_size.int: its size is read as a number", ""]
+
+
 def test_a_rule_that_gives_wrong_sizes_fixes_everything() -> None:
     verdict = judge(case("t.default", n(3, 4), opens=2), {"aten.t.default": lambda call: call.dims("self")})
     assert verdict.open == []

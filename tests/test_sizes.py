@@ -30,6 +30,10 @@ CASES = {
     "padded, by the rule of Python": S + PythonMod(-S, 8),
     "padded, a sum": S + T + Mod(8 - Mod(S + T, 8), 8),
     "cut to a multiple": S - Mod(S, 8),
+    "padded by a chunk more on both sides": PADDED + 16,
+    "cut to a multiple, and more": S - Mod(S, 8) + 16,
+    "cut to a multiple, and a little more": S - Mod(S, 8) + 3,
+    "a sum with a factor in common": 6 * S + 9 * T + 3,
     "chunks": FloorDiv(PADDED, 8),
     "a chunk": FloorDiv(PADDED, FloorDiv(PADDED, 8)),
     "chunks times a chunk": FloorDiv(PADDED, 8) * FloorDiv(PADDED, FloorDiv(PADDED, 8)),
@@ -52,6 +56,12 @@ def test_a_size_is_the_number_that_the_tracer_meant(expression: sympy.Expr) -> N
 @pytest.mark.parametrize("name", ["padded to a multiple", "padded, by the rule of Python", "chunks times a chunk"])
 def test_padded_sizes_are_multiples(name: str) -> None:
     assert size_of_expression(CASES[name]) == Size(8, ("((s + 7)//8)",))
+
+
+def test_what_is_common_to_a_sum_is_its_count() -> None:
+    assert size_of_expression(CASES["cut to a multiple, and more"]) == Size(8, ("((s//8)) + 2",))
+    assert size_of_expression(CASES["padded by a chunk more on both sides"]).count == 8
+    assert size_of_expression(CASES["a sum with a factor in common"]).count == 3
 
 
 def test_a_chunk_has_the_size_of_a_chunk() -> None:

@@ -98,6 +98,9 @@ def _torchvision(name: str) -> nn.Module:
     return builder(**options)  # type: ignore[no-any-return]
 
 
+CAUSAL = ("reformer",)  # types whose causal models refuse to be built unless the configuration says that they are
+
+
 def _transformers(group: str, model_type: str) -> Built:
     """The first way to shrink the configuration with which the model is built and runs."""
     from examples.coverage import tiny
@@ -112,6 +115,8 @@ def _transformers(group: str, model_type: str) -> Built:
                 parts = [part for part in vars(config).values() if isinstance(part, cls.config_class)]
                 if parts and not isinstance(config, cls.config_class):  # such as a language model's own of a larger one
                     config = parts[0]
+                if group == "causal-lm" and model_type in CAUSAL:
+                    config.is_decoder = True
                 if layers > 2:
                     tiny.without_cache(config)
                 with torch.device("meta"):

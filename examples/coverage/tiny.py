@@ -70,6 +70,20 @@ GIVEN: dict[str, dict[str, Any]] = {
         "num_kv_shared_layers": 0,
         "activation_sparsity_pattern": [0.95, 0.0, 0.0, 0.0, 0.0],
     },
+    "blt": {"encoder_hash_byte_group_vocab": 128},
+    "blt_global_transformer": {"hidden_size": 128},
+    "blt_local_encoder": {"hidden_size_global": 128},
+    "blt_local_decoder": {"hidden_size_global": 128},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "efficientnet": {
+        "in_channels": [32, 16, 24, 40, 80, 112, 192],
+        "out_channels": [16, 24, 40, 80, 112, 192, 320],
+        "width_coefficient": 1.0,
+        "depth_coefficient": 1.0,
+        "hidden_dim": 1280,
+    },
+    "esm": {"vocab_size": 33, "mask_token_id": 32, "pad_token_id": 1},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "attention_layers": ["global", "local"]},
     "hunyuan_v1_moe": {"head_dim": 16},
     "ministral": {"head_dim": 16},
     "nemotron_h": {"n_groups": 2},
@@ -83,9 +97,15 @@ GIVEN: dict[str, dict[str, Any]] = {
         "split_ngram_parts": 4,
         "hc_lowrank": 16,
     },
-    "reformer": {"is_decoder": True, "axial_pos_embds": False, "attn_layers": ["local", "lsh"], "num_buckets": 4},
+    "perceiver": {"num_self_attends_per_block": 2, "d_latents": 64, "d_model": 64, "num_latents": 16},
+    "reformer": {"axial_pos_embds": False, "attn_layers": ["local", "lsh"], "num_buckets": 4},
+    "shieldgemma2": {"yes_token_index": 5, "no_token_index": 6},
+    "tipsv2_vision_model": {"num_hidden_layers": 4, "out_features": ["stage1", "stage2", "stage3", "stage4"]},
+    "vibevoice_acoustic_tokenizer_encoder": {"num_filters": 4, "depths": [1, 1, 1, 1, 1, 1, 2]},
+    "xmod": {"default_language": "en_XX"},
     "zamba": {"num_hidden_layers": 8},
-}  # by model type: where the default configuration builds no model, or shrinking its parts apart does not fit
+    "DbrxAttentionConfig": {"rope_theta": 10000.0, "clip_qkv": 8.0},
+}  # by model type or class: where the default configuration builds no model, or shrinking its parts apart does not fit
 INDICES = re.compile(
     r".*(?:ind(?:ex|ic)es|_idx|indexes|_layers_list|layers_block_type_indices)|.*_layer_ids|mlp_only_layers"
 )
@@ -137,12 +157,17 @@ def _made(config: PreTrainedConfig, shrink: Shrink, layers: int, image: int | No
     for name, value in changes.items():
         if isinstance(value, int) and re.fullmatch(r".*token_(?:id|index)", name) is None:
             values[name] = value
-    changes |= _tokens(values, bool(changes) and "vocab_size" in values) | GIVEN.get(config.model_type, {})
-    if values.get("_out_features"):
+    changes |= _tokens(values, bool(changes) and "vocab_size" in values) | given(config)
+    if values.get("_out_features") and "out_features" not in changes:
         changes["out_features"] = list(values["_out_features"])
     made = type(config)(**changes)
     _fit_rotary(made)
     return made
+
+
+def given(config: PreTrainedConfig) -> dict[str, Any]:
+    """What this configuration needs beside small sizes."""
+    return GIVEN.get(config.model_type, {}) | GIVEN.get(type(config).__name__, {})
 
 
 def _derived(field: dataclasses.Field[Any]) -> bool:

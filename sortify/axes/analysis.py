@@ -104,6 +104,10 @@ def _apply(node: fx.Node, known: Mapping[fx.Node, Result], literals: list[Litera
     if not tensors and not any(isinstance(known.get(n), tuple) for n in node.all_input_nodes):
         return None
     call = Call(node, place_of(node), _arguments(node), known)
+    if node.target is torch.ops.aten.sym_size.int:
+        dims = call.dims("self")
+        call.fix([dims[call.axis("dim", len(dims))]] if dims else [], "its size is read as a number")
+        return None
     result, why = _by_rule(call, rules, tensors)
     if not why:
         literals += call.literals

@@ -31,6 +31,9 @@ def size_of_expression(expression: sympy.Expr) -> Size:
     expression = simplified(expression)
     if expression.is_Integer:
         return Size(int(expression))
+    if expression.is_Add:
+        count, rest = expression.as_content_primitive()
+        return Size(int(count), (str(rest),)) if count.is_Integer else Size(1, (str(expression),))
     count, factors = expression.as_coeff_mul()
     symbols, opaque = list[str](), list[str]()
     for factor in factors:
