@@ -41,6 +41,7 @@ class SortedModel(GraphModule):
     """
 
     _scores: Scores | None = None
+    _stand_ins: tuple[Subnet, Mapping[str, torch.Tensor]] | None = None
     _known_weights: tuple[tuple[Any, ...], str] | None = None
 
     def __init__(
@@ -68,9 +69,24 @@ class SortedModel(GraphModule):
             self._statistics.clear()
         inputs = self._bind(args, kwargs)
         runner = self.blueprint.sorted_runners["train" if self.training else "eval"]
-        own = None if self.training else self._statistics.get(self._active)
+        own = {} if self.training else self._statistics.get(self._active, {})
+        if self._stand_ins and self._stand_ins[0] == self._active:
+            own = {**own, **self._stand_ins[1]}
         tensors = calibration.Overlay(self.tensors, own) if own else self.tensors
         return runner((self._active.values,), tensors, inputs)
+
+    @contextmanager
+    def standing_in(self, tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        """Run what is the active sub-network now on other tensors, of its own sizes, for the length of a `with` block.
+
+        Args:
+            tensors: what stands in, by the names of those that it stands in for.
+        """
+        before, self._stand_ins = self._stand_ins, (self._active, tensors)
+        try:
+            yield
+        finally:
+            self._stand_ins = before
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         """Moves to a device or dtype take recalibrated statistics along."""

@@ -6,11 +6,12 @@ concatenations keep several runs of positions; where they lie is worked out once
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 
 import torch
 
-from sortify.dims import Dim, active, axes_of, parse_shape, positions
+from sortify.dims import Dim, active, axes_of, parse_shape, positions, shape_text
 from sortify.graphs import register_function
 
 Runs = tuple[tuple[int, int], ...]
@@ -39,6 +40,30 @@ def take(tensor: torch.Tensor, shape: str, sizes: list[int]) -> torch.Tensor:
     for dim, runs in cuts:
         tensor = _cut(tensor, dim, runs)
     return tensor
+
+
+class Prefix:
+    """The part of tensors of one shape that is a view of them.
+
+    Args:
+        dims: the shape.
+    """
+
+    def __init__(self, dims: tuple[Dim, ...]) -> None:
+        self._shape, self._axes = shape_text(dims), axis_names(dims)
+
+    def of(self, tensor: torch.Tensor, sizes: Mapping[str, int]) -> torch.Tensor | None:
+        """A sub-network's part; None where it has to be gathered from several places.
+
+        Args:
+            tensor: full size; sizes: of the axes.
+        """
+        _, cuts = _plan(self._shape, tuple(sizes[axis] for axis in self._axes))
+        for dim, runs in cuts:
+            if len(runs) > 1:
+                return None
+            tensor = tensor.narrow(dim, *runs[0])
+        return tensor
 
 
 def take_copy(tensor: torch.Tensor, shape: str, sizes: list[int]) -> torch.Tensor:

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from sortify.batches import mix
+from sortify.landing import Landing
 from sortify.samplers import Sampler
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class SortedUpdate:
         self._sampler = sampler
         self._seed = seed
         self._accelerator = accelerator
+        self._landing = Landing(model)
         self.step = 0
 
     def draw(self) -> list[Subnet]:
@@ -85,8 +87,9 @@ class SortedUpdate:
         try:
             for subnet in subnets:
                 self._model.activate(subnet)
-                value = loss()
-                backward(value / len(subnets))
+                with self._landing():
+                    value = loss()
+                    backward(value / len(subnets))
                 drawn.append(Drawn(subnet, value.detach()))
         finally:
             self._model.activate(before)

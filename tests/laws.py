@@ -7,6 +7,7 @@ weights as built, eval mode).
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from fnmatch import fnmatch
 from typing import Any
 
@@ -16,7 +17,9 @@ from compare import assert_close_outputs, assert_same_tensors, max_error, tensor
 from torch import Tensor, nn
 from zoo import Case, call, repeated
 
-from sortify import sortify
+from sortify import SortedModel, Subnet, sortify
+from sortify.extract import cut
+from sortify.landing import Landing
 
 SINGLE = 1e-5
 """Relative error allowed in float32."""
@@ -94,6 +97,27 @@ def elastic_share(model: Any, original: nn.Module) -> float:
 def size(module: nn.Module) -> int:
     """Number of parameters."""
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def placed_back(model: SortedModel, subnet: Subnet, small: nn.Module) -> dict[str, Tensor]:
+    """Gradients of an extracted sub-network at their places in tensors of full size, zero elsewhere."""
+    full = {}
+    for name, parameter in small.named_parameters():
+        if parameter.grad is not None:
+            whole = model.tensors[name]
+            places = cut(model.plan, name, torch.arange(whole.numel(), device=whole.device).view(whole.shape), subnet)
+            full[name] = torch.zeros_like(whole).flatten().index_copy(0, places.flatten(), parameter.grad.flatten())
+            full[name] = full[name].view(whole.shape)
+    return full
+
+
+def largest_gap(found: Mapping[str, Tensor | None], expected: Mapping[str, Tensor]) -> float:
+    """The largest difference of gradients, relative to the largest one of all; infinite where one is missing."""
+    there = {name: gradient for name, gradient in found.items() if gradient is not None}
+    if there.keys() != expected.keys():
+        return float("inf")
+    scale = max(float(gradient.abs().max()) for gradient in expected.values())
+    return max(float((there[name] - expected[name]).abs().max()) for name in there) / scale
 
 
 class FullLaws:
@@ -226,6 +250,18 @@ class SubnetLaws:
         with torch.no_grad(), model.using(half):
             expected = converted.run(model)
             assert_close_outputs(converted.run(small), expected, SINGLE)
+
+    def test_gradients_are_those_of_its_extraction(self, converted: Converted) -> None:
+        model = converted.model.train()
+        landing = Landing(model)
+        for subnet in converted.subnets():
+            small = model.extract(subnet=subnet).train()
+            loss(converted.run(small)).backward()
+            with model.using(subnet), landing():
+                loss(converted.run(model)).backward()
+            found = {name: parameter.grad for name, parameter in model.named_parameters()}
+            assert largest_gap(found, placed_back(model, subnet, small)) < SINGLE
+            model.zero_grad(set_to_none=True)
 
     def test_smaller_is_another_function(self, converted: Converted) -> None:
         model = converted.model

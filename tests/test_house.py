@@ -62,7 +62,16 @@ ROOMS = [
     ["merging", "parts_store", "composed", "parts"],
     ["convert"],
     ["batches", "tasks", "samples", "data_arrays", "data_images", "data_texts", "data_saved", "data"],
-    ["samplers", "training_config", "training_parts", "training_progress", "training_state", "update", "train"],
+    [
+        "landing",
+        "samplers",
+        "training_config",
+        "training_parts",
+        "training_progress",
+        "training_state",
+        "update",
+        "train",
+    ],
     ["evaluate", "picture", "portrait"],
 ]
 ROW = {room: row for row, rooms in enumerate(ROOMS) for room in rooms}
