@@ -19,6 +19,7 @@ from torch import fx, nn
 
 from sortify.blueprint import Blueprint
 from sortify.dims import Dim, active, full, positions
+from sortify.effects import without_dead_code
 from sortify.errors import SortifyError
 from sortify.files import replacing
 from sortify.lifting import Program
@@ -107,7 +108,7 @@ def shrink(program: Program, plan: Plan, mode: str, subnet: Subnet) -> Program:
         by_name[region.exit].replace_all_uses_with(by_name[region.entry])
         for name in reversed(region.nodes):
             _erase(graph, by_name[name])
-    graph.eliminate_dead_code()
+    without_dead_code(graph)
     _without_counters(graph, gone)
     return _without_unused(graph, program)
 
@@ -142,7 +143,7 @@ def _constant(graph: fx.Graph, old: Any, dim: Dim, sizes: Mapping[str, int]) -> 
 
 
 def _without_unused(graph: fx.Graph, program: Program) -> Program:
-    graph.eliminate_dead_code()
+    without_dead_code(graph)
     holes = [node for node in graph.nodes if node.op == "placeholder"]
     used = []
     for hole, name in zip(holes[2:], program.tensors, strict=False):

@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 from torch.fx.node import map_arg
 
+from sortify.effects import without_dead_code
 from sortify.errors import CaptureError
 from sortify.graphs import register_function
 from sortify.signature import LeafSpec
@@ -83,7 +84,7 @@ class Lifter:
         self.graph.output(leaves)
         _use_latest(self.graph)
         _without_in_place(self.graph)
-        self.graph.eliminate_dead_code()
+        without_dead_code(self.graph)
         self.graph.lint()
         return Program(self.graph, tuple(self.tensors), structure, tuple(dict.fromkeys(self.notes)))
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import fx
 
 from sortify.depth import Chain
+from sortify.effects import has_effect
 from sortify.lifting import Program
 
 Blocks = tuple[tuple[int, int], ...]
@@ -88,4 +89,4 @@ def needs_of_parameters(programs: Mapping[str, Program], needs: Mapping[str, Map
 
 def _stays(node: fx.Node) -> bool:
     """Whether a node is run although nobody may read it."""
-    return node.op == "output" or (node.op == "call_function" and node.is_impure())
+    return node.op == "output" or (node.op == "call_function" and has_effect(node))
