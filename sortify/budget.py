@@ -92,6 +92,8 @@ def read_budget(budget: Budget, metric: str = "flops") -> tuple[Limit, ...]:
         raise BudgetError(f"metric {metric!r}: expected one of {', '.join(ALL)}")
     if isinstance(budget, (str, int, float)):
         budget = [budget]
+    if not isinstance(budget, Sequence) or not all(isinstance(each, (str, int, float)) for each in budget):
+        raise BudgetError(f"budget: expected a number, a text or a list of these, got {budget!r:.80}; write {EXAMPLES}")
     limits = []
     for each in budget:
         for part in each.split(",") if isinstance(each, str) else [each]:

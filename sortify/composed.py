@@ -217,10 +217,14 @@ class ComposedModel(SortedModel):
     # -- what comes out
 
     def extract(
-        self, budget: Budget | None = None, metric: str = "flops", subnet: Subnet | None = None
+        self,
+        budget: Budget | Subnet | None = None,
+        metric: str = "flops",
+        subnet: Subnet | None = None,
+        **fractions: float,
     ) -> ExtractedModel:
         """As for any sorted model: the original's copy with every part cut to the sub-network."""
-        chosen = self._to_extract(budget, metric, subnet)
+        chosen = self._to_extract(budget, metric, subnet, fractions)
         small = {part.path: part.model.extract(subnet=split(chosen, part)) for part in self._parts}
         swapped = {id(part.model): carry(part.model, small[part.path]) for part in self._parts}
         whole = copy.deepcopy(self._runnable(), {**swapped})

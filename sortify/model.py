@@ -371,14 +371,21 @@ class SortedModel(GraphModule):
     # -- what comes out
 
     def extract(
-        self, budget: Budget | None = None, metric: str = "flops", subnet: Subnet | None = None
+        self,
+        budget: Budget | Subnet | None = None,
+        metric: str = "flops",
+        subnet: Subnet | None = None,
+        **fractions: float,
     ) -> extract.ExtractedModel:
-        """A sub-network as a module of its own: the one that `choose` gives for a budget, or a given one.
+        """A sub-network as a module of its own.
+
+        `extract(0.5)`, `extract(budget="2.5M params")` as `choose` gives it, `extract(subnet)`, or
+        `extract(width=0.5, depth=0.75)`.
 
         Raises:
-            BudgetError: nothing fits the budget, or both or neither of budget and subnet are given.
+            BudgetError: nothing fits the budget, or not exactly one of budget, subnet and fractions is given.
         """
-        chosen = self._to_extract(budget, metric, subnet)
+        chosen = self._to_extract(budget, metric, subnet, fractions)
         small = extract.extract(self.blueprint, self.tensors, chosen, self._statistics.get(chosen))
         return small.train(self.training)
 
@@ -386,13 +393,17 @@ class SortedModel(GraphModule):
         """Note what an evaluation found: budgets choose by it as long as the weights stay as they are."""
         self._scores = scores
 
-    def _to_extract(self, budget: Budget | None, metric: str, subnet: Subnet | None) -> Subnet:
+    def _to_extract(
+        self, budget: Budget | Subnet | None, metric: str, subnet: Subnet | None, fractions: Mapping[str, float]
+    ) -> Subnet:
         """The sub-network that `extract` is asked for."""
-        if budget is not None and subnet is None:
+        if sum((budget is not None, subnet is not None, bool(fractions))) != 1:
+            raise BudgetError("extract: give a budget, such as 0.5, a sub-network, or fractions, one of them")
+        if isinstance(budget, Subnet):
+            subnet = budget
+        elif budget is not None:
             subnet = self.choose(budget, metric).subnet
-        elif budget is not None or subnet is None:
-            raise BudgetError("extract: give either a budget, such as 0.5, or a subnet")
-        return self._chosen(subnet, {})
+        return self._chosen(subnet, fractions)
 
     def verify(self) -> proof.Report:
         """Run the proof of the conversion again on the weights of now."""

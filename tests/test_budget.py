@@ -81,6 +81,8 @@ def test_what_has_no_unit_is_of_the_metric() -> None:
         ("5 MB params", "only bytes say of what"),
         ("0 ms", "above 0"),
         ([], "nothing is given"),
+        (None, "expected a number, a text or a list of these, got None"),
+        ([object()], "expected a number, a text or a list of these"),
     ],
 )
 def test_wrong_budgets_are_refused_in_one_line(wrong: Budget, message: str) -> None:

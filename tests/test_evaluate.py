@@ -374,5 +374,5 @@ def test_a_budget_or_a_sub_network_not_both() -> None:
     model = make_model("mlp")
     with pytest.raises(BudgetError, match="one of them"):
         model.activate(budget=0.5, width=0.5)
-    with pytest.raises(BudgetError, match="either a budget"):
+    with pytest.raises(BudgetError, match="give a budget"):
         model.extract(budget=0.5, subnet=model.space.full)

@@ -193,8 +193,13 @@ def test_wrong_budgets_are_refused_in_one_line() -> None:
         ("above 0", BudgetError, {"budget": -0.5}),
         ("above 0", BudgetError, {"budget": float("nan")}),
         ("'speed': expected one of params, flops", BudgetError, {"budget": 0.5, "metric": "speed"}),
-        ("either a budget, such as 0.5, or a subnet", BudgetError, {}),
-        ("either a budget, such as 0.5, or a subnet", BudgetError, {"budget": 0.5, "subnet": half(model)}),
+        ("give a budget, such as 0.5, a sub-network, or fractions", BudgetError, {}),
+        (
+            "give a budget, such as 0.5, a sub-network, or fractions",
+            BudgetError,
+            {"budget": 0.5, "subnet": half(model)},
+        ),
+        ("give a budget, such as 0.5, a sub-network, or fractions", BudgetError, {"budget": 0.5, "width": 0.5}),
         ("does not belong to this model", BudgetError, {"subnet": half(other)}),
     ):
         with pytest.raises(error, match=text) as refusal:
@@ -326,3 +331,11 @@ def test_parameters_that_no_op_reads_stay_and_are_counted() -> None:
         assert sum(p.numel() for p in small.parameters()) == model.cost(subnet).params
         assert list(small.state_dict()) == list(original.state_dict())
     assert model.cost(model.space.full).params == sum(p.numel() for p in original.parameters())
+
+
+def test_a_sub_network_and_fractions_say_the_same() -> None:
+    model = converted("residual_mlp")
+    subnet = model.space.subnet(width=0.5, depth=0.5)
+    wanted = {name: tensor.shape for name, tensor in model.extract(subnet=subnet).state_dict().items()}
+    for small in (model.extract(subnet), model.extract(width=0.5, depth=0.5)):
+        assert {name: tensor.shape for name, tensor in small.state_dict().items()} == wanted

@@ -148,7 +148,7 @@ def test_extraction_gives_the_sub_networks_outputs() -> None:
     assert small.tensors["encoder.blocks.0.up.weight"].shape == (16, 8)
     assert set(small.state_dict()) <= set(model.state_dict())
     small.load_state_dict(copy.deepcopy(small.state_dict()))
-    with pytest.raises(BudgetError, match="either a budget"):
+    with pytest.raises(BudgetError, match="give a budget"):
         model.extract()
 
 
