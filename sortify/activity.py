@@ -12,7 +12,8 @@ from torch import Tensor, fx
 from sortify.depth import Chain
 from sortify.dims import Dim, full
 from sortify.lifting import Program
-from sortify.network import argument, used_tensors
+from sortify.network import used_tensors
+from sortify.ops import argument
 
 # Operation -> (argument, its dimension, the output's dimension that this one becomes).
 PRODUCES: Mapping[Any, tuple[str, int, int]] = {

@@ -19,11 +19,11 @@ from torch import fx, nn
 
 from sortify.blueprint import Blueprint
 from sortify.dims import Dim, active, full, positions
-from sortify.effects import without_dead_code
 from sortify.errors import SortifyError
 from sortify.files import replacing
 from sortify.lifting import Program
 from sortify.network import GraphModule, Runner, used_tensors
+from sortify.ops import without_dead_code
 from sortify.plan import Plan
 from sortify.prepare import mode_of
 from sortify.rewrite import set_size

@@ -14,6 +14,7 @@ from torch import fx
 from torch.fx.node import map_arg
 
 from sortify.lifting import Program
+from sortify.ops import nesting_restored
 
 Lookup = Callable[[str], Sequence[torch.Tensor]]
 Value = Callable[[fx.Node], Any]
@@ -31,7 +32,8 @@ def run_side_by_side(
         inputs: the inputs of all runs; not changed.
         watch: is given every op and its result, and gives the result to go on with.
     """
-    return _SideBySide(program, lookup, inputs, watch or _as_it_is).outputs()
+    with nesting_restored():
+        return _SideBySide(program, lookup, inputs, watch or _as_it_is).outputs()
 
 
 def _as_it_is(node: fx.Node, value: Any) -> Any:

@@ -12,9 +12,9 @@ import torch
 from torch import fx, nn
 from torch.fx.node import map_arg
 
-from sortify.effects import without_dead_code
 from sortify.errors import CaptureError
 from sortify.graphs import register_function
+from sortify.ops import without_dead_code
 from sortify.signature import LeafSpec
 from sortify.structure import Structure, flatten
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import fx, nn
 
 from sortify.capture import TensorInfo
 from sortify.lifting import Program
+from sortify.ops import argument, nesting_restored, nests
 from sortify.signature import Signature
 from sortify.structure import Structure
 
@@ -42,23 +45,19 @@ class Runner:
         values = [tensors[name] for name in self.tensors]
         reference = next((t for t in values if t.is_floating_point()), None)
         reference = reference if reference is not None else next(iter([*values, *inputs]))
-        return self.outputs.build(run(*leading, reference.device, reference.dtype, *values, *inputs))
+        with nesting_restored() if self.nests else nullcontext():
+            return self.outputs.build(run(*leading, reference.device, reference.dtype, *values, *inputs))
+
+    @cached_property
+    def nests(self) -> bool:
+        """Whether it runs something under `torch.vmap`."""
+        return nests(self.module.graph)
 
 
 def used_tensors(program: Program) -> dict[fx.Node, str]:
     """The placeholders of tensors that something uses, and the tensors' names."""
     holes = [node for node in program.graph.nodes if node.op == "placeholder"][2:]
     return {node: name for node, name in zip(holes, program.tensors, strict=False) if node.users}
-
-
-def argument(node: fx.Node, name: str) -> Any:
-    """An argument of an op call by the name in its schema; None where it is left out or the op has none such."""
-    schema = getattr(node.target, "_schema", None)
-    names = [each.name for each in schema.arguments] if schema is not None else []
-    if name not in names:
-        return None
-    place = names.index(name)
-    return node.args[place] if place < len(node.args) else node.kwargs.get(name)
 
 
 def running_statistics(program: Program) -> list[str]:

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import fx
 
 from sortify.depth import Chain
-from sortify.effects import has_effect
 from sortify.lifting import Program
+from sortify.ops import has_effect
 
 Blocks = tuple[tuple[int, int], ...]
 Needs = tuple[Blocks, ...]

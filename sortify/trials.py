@@ -11,7 +11,8 @@ from torch import nn
 
 from sortify.blueprint import Blueprint
 from sortify.errors import CaptureError
-from sortify.network import argument, running_statistics
+from sortify.network import running_statistics
+from sortify.ops import argument
 
 Tensors = Mapping[str, torch.Tensor]
 NOISE = 8191  # numbers in the noise that perturbs weights; a prime, so that rows of a matrix differ

@@ -34,7 +34,7 @@ LONG_FUNCTIONS: dict[str, str] = {}
 # The rooms in the order in which data flows. A module imports from its own row and from the rows above it.
 ROOMS = [
     ["errors", "files", "difference"],
-    ["dims", "structure", "effects", "graphs", "arithmetic", "symbols", "signature"],
+    ["dims", "structure", "graphs", "ops", "arithmetic", "symbols", "signature"],
     ["inputs", "trust", "sources"],
     ["lifting", "prepare", "exporting", "recording", "capture", "interpreter"],
     ["axes"],

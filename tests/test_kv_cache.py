@@ -111,3 +111,22 @@ def test_without_the_values_the_last_token_changes(monkeypatch: pytest.MonkeyPat
     right = kv_cache.candidates
     monkeypatch.setattr(kv_cache, "candidates", lambda *given: list(right(*given))[:1])
     assert sorted_reader().cost().cache_bytes == 0
+
+
+class Marked(nn.Module):
+    """Reads the one end token of each sample: with other tokens there, it does not run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = AutoModelForCausalLM.from_config(CAUSAL["one head for two queries"])
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        logits = self.model(input_ids, use_cache=False).logits
+        ends: Tensor = logits[input_ids == 63].view(len(input_ids), 1, -1)
+        return logits + ends
+
+
+def test_a_model_that_takes_only_some_tokens_has_no_figure() -> None:
+    tokens = TOKENS.clone()
+    tokens[:, 3] = 63
+    assert sortify(Marked().eval(), {"input_ids": tokens}).cost().cache_bytes == 0
