@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from examples.coverage import values
 from sortify import SortifyError, example_inputs_for
 
 Inputs = tuple[Any, ...] | dict[str, Any]
-BATCH, LENGTH = 2, 16
 
 
 def candidates(module: nn.Module, hint: str) -> Iterator[Inputs]:
@@ -25,6 +25,9 @@ def candidates(module: nn.Module, hint: str) -> Iterator[Inputs]:
             if small is not None:
                 yield small
         yield inferred
+        ended = _ended(inferred, getattr(module, "config", None))
+        if ended is not None:
+            yield ended
     if hasattr(module, "config"):
         yield from _by_name(module)
     with contextlib.suppress(Exception):
@@ -85,99 +88,41 @@ def _smaller(inputs: Inputs, size: int) -> Inputs | None:
 
 def _by_name(module: nn.Module) -> Iterator[Inputs]:
     """A tensor for every parameter of the forward whose name tells what it is, several shapes for some."""
-    names = list(inspect.signature(module.forward).parameters)
+    parameters = inspect.signature(module.forward).parameters
     main = getattr(module, "main_input_name", "input_ids")
-    both = [n for n in ("input_ids", "pixel_values", "input_features", "input_values") if n in names]
-    for wanted in ([main] if main in names else [], both, both[:1]):
-        if wanted:
-            for image in (None, 64, 224):
-                for sound in range(4):
-                    made = _made(module.config, names, wanted, image, sound)
-                    if made is not None:
-                        yield made
-                    if not {"input_features", "input_values"} & set(wanted):
-                        break
-                if not {"pixel_values", "pixel_values_videos"} & set(wanted):
-                    break
+    mains = [main] if isinstance(main, str) else list(main)
+    both = [n for n in ("input_ids", "pixel_values", "input_features", "input_values") if n in parameters]
+    for wanted in (mains if set(mains) <= parameters.keys() else [], both, both[:1]):
+        yield from _shapes(module, wanted, 4)
+    required = [n for n, p in parameters.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    known = [n for n in parameters if values.known(_wish(module), n)]
+    texts = [n for n in ("input_ids", "mm_token_type_ids") if n in known]
+    for wanted in (required, texts, known):
+        yield from _shapes(module, wanted, values.VARIANTS)
 
 
-def _made(config: Any, names: list[str], wanted: list[str], image: int | None, sound: int) -> dict[str, Any] | None:
-    generator = torch.Generator().manual_seed(0)
-    made: dict[str, Any] = {}
-    for name in wanted:
-        build = BUILDERS.get(name)
-        value = build(config, generator, image, sound) if build else None
-        if value is None:
-            return None
-        made[name] = value
-    if "input_ids" in made:
-        if "attention_mask" in names:
-            made["attention_mask"] = torch.ones_like(made["input_ids"])
-        for name in ("bbox",):
-            if name in names:
-                made[name] = torch.tensor([1, 2, 5, 9]).expand(*made["input_ids"].shape, 4).clone()
-    if "decoder_input_ids" in names and "decoder_input_ids" not in made:
-        made["decoder_input_ids"] = _ids(config, generator, None, 0)
-    if "use_cache" in names:
-        made["use_cache"] = False
-    return made
+def _wish(module: nn.Module, image: int | None = None, variant: int = 0) -> values.Wish:
+    names = frozenset(inspect.signature(module.forward).parameters)
+    return values.Wish(module.config, names, torch.Generator().manual_seed(0), image, variant)
 
 
-def number(config: Any, *names: str) -> Any:
-    """The first of these settings in the configuration or in any configuration inside it."""
-    todo, seen = [config], []
-    while todo:
-        part = todo.pop(0)
-        seen.append(part)
-        for name in names:
-            value = getattr(part, name, None)
-            if value is not None and not isinstance(value, bool):
-                return value
-        todo += [v for v in vars(part).values() if hasattr(v, "model_type") and all(v is not s for s in seen)]
-    return None
+def _shapes(module: nn.Module, wanted: list[str], variants: int) -> Iterator[Inputs]:
+    """Values for the wanted parameters, in all shapes that are offered."""
+    pictures = {"pixel_values", "pixel_values_videos"} & set(wanted)
+    if variants < values.VARIANTS and not {"input_features", "input_values"} & set(wanted):
+        variants = 1
+    for image in ((None, 64, 224) if pictures else (None,)) if wanted else ():
+        for variant in range(variants):
+            made = values.build(_wish(module, image, variant), wanted)
+            if made is not None:
+                yield made
 
 
-def _ids(config: Any, generator: torch.Generator, image: int | None, sound: int) -> Tensor:
-    size = number(config, "vocab_size", "n_vocab", "num_tokens") or 64
-    return torch.randint(min(5, size - 1), max(6, size // 2), (BATCH, LENGTH), generator=generator).clamp(max=size - 1)
-
-
-def _pixels(config: Any, generator: torch.Generator, image: int | None, sound: int) -> Tensor:
-    size = image or number(config, "image_size", "img_size", "input_size") or 224
-    if isinstance(size, Mapping):
-        size = (size.get("height", 64), size.get("width", 64))
-    height, width = (size, size) if isinstance(size, int) else (list(size) * 2)[:2]
-    frames = number(config, "num_frames")
-    channels = number(config, "num_channels", "in_channels", "in_chans") or 3
-    channels = channels if isinstance(channels, int) else 3
-    return torch.randn(
-        BATCH, *((frames,) if isinstance(frames, int) else ()), channels, height, width, generator=generator
-    )
-
-
-def _features(config: Any, generator: torch.Generator, image: int | None, sound: int) -> Tensor:
-    bins = (
-        number(
-            config, "feature_projection_input_dim", "num_mel_bins", "feature_size", "input_feat_per_channel", "n_mels"
-        )
-        or 80
-    )
-    length = 2 * (number(config, "max_source_positions") or 64)
-    shapes = ((BATCH, bins, length), (BATCH, 128, bins), (BATCH, length, bins), (BATCH, bins, 128))
-    return torch.randn(*shapes[sound], generator=generator)
-
-
-def _sound(config: Any, generator: torch.Generator, image: int | None, sound: int) -> Tensor:
-    bins = number(config, "num_mel_bins", "n_mels") or 80
-    shapes = ((BATCH, 4000), (BATCH, 1, 4000), (BATCH, 16000), (BATCH, 128, bins))
-    return torch.randn(*shapes[sound], generator=generator)
-
-
-BUILDERS: dict[str, Callable[[Any, torch.Generator, int | None, int], Tensor]] = {
-    "input_ids": _ids,
-    "pixel_values": _pixels,
-    "pixel_values_videos": _pixels,
-    "input_features": _features,
-    "input_values": _sound,
-    "audio_values": _sound,
-}
+def _ended(inputs: Inputs, config: Any) -> Inputs | None:
+    """Each row of ids ending with the token that ends a text; None if nothing tells which that is."""
+    end = getattr(config, "eos_token_id", None)
+    if not isinstance(inputs, dict) or not isinstance(inputs.get("input_ids"), Tensor) or not isinstance(end, int):
+        return None
+    ids = inputs["input_ids"].clone()
+    ids[:, -1] = end
+    return inputs | {"input_ids": ids}

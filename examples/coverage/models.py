@@ -98,9 +98,6 @@ def _torchvision(name: str) -> nn.Module:
     return builder(**options)  # type: ignore[no-any-return]
 
 
-CAUSAL = ("reformer",)  # types whose causal models refuse to be built unless the configuration says that they are
-
-
 def _transformers(group: str, model_type: str) -> Built:
     """The first way to shrink the configuration with which the model is built and runs."""
     from examples.coverage import tiny
@@ -115,8 +112,7 @@ def _transformers(group: str, model_type: str) -> Built:
                 parts = [part for part in vars(config).values() if isinstance(part, cls.config_class)]
                 if parts and not isinstance(config, cls.config_class):  # such as a language model's own of a larger one
                     config = parts[0]
-                if group == "causal-lm" and model_type in CAUSAL:
-                    config.is_decoder = True
+                tiny.for_task(config, group)
                 if layers > 2:
                     tiny.without_cache(config)
                 with torch.device("meta"):
@@ -127,7 +123,7 @@ def _transformers(group: str, model_type: str) -> Built:
                 torch.manual_seed(0)
                 module = cls(config)
             except Exception as error:
-                problems.append(f"{how}: {type(error).__name__}: {error}".splitlines()[0][:200])
+                problems.append(" ".join(f"{how}: {type(error).__name__}: {error}".split())[:200])
                 continue
             inputs, why = feeds.first_that_runs(module, f"transformers/{model_type}")
             if inputs is not None:
@@ -142,7 +138,7 @@ def _class_of(group: str, model_type: str) -> Any:
 
     table = "MODEL" if group == "base" else f"MODEL_FOR_{TASKS[group]}"
     names = getattr(modeling_auto, f"{table}_MAPPING_NAMES")[model_type]
-    found = getattr(transformers, names if isinstance(names, str) else names[0])
+    found = getattr(transformers, names if isinstance(names, str) else names[0], None)
     if not isinstance(found, type):
         raise NotBuilt(f"{names} is not available")
     return found

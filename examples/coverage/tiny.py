@@ -6,13 +6,18 @@ are offered, and whoever builds the model takes the first that runs.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
+import functools
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+from examples.coverage.given import GIVEN, WHOLE
 
 VOCABULARY, WIDTH, INNER, HEADS, POSITIONS = 128, 64, 96, 4, 128
 Shrink = Callable[[str, Any, Mapping[str, Any]], Any]
@@ -64,48 +69,8 @@ FILLED = {
     "topk_group": 1,
     "first_k_dense_replace": 0,
 }  # where None will not run
-GIVEN: dict[str, dict[str, Any]] = {
-    "gemma3n_text": {
-        "intermediate_size": 96,
-        "num_kv_shared_layers": 0,
-        "activation_sparsity_pattern": [0.95, 0.0, 0.0, 0.0, 0.0],
-    },
-    "blt": {"encoder_hash_byte_group_vocab": 128},
-    "blt_global_transformer": {"hidden_size": 128},
-    "blt_local_encoder": {"hidden_size_global": 128},
-    "blt_local_decoder": {"hidden_size_global": 128},
-    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
-    "efficientnet": {
-        "in_channels": [32, 16, 24, 40, 80, 112, 192],
-        "out_channels": [16, 24, 40, 80, 112, 192, 320],
-        "width_coefficient": 1.0,
-        "depth_coefficient": 1.0,
-        "hidden_dim": 1280,
-    },
-    "esm": {"vocab_size": 33, "mask_token_id": 32, "pad_token_id": 1},
-    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "attention_layers": ["global", "local"]},
-    "hunyuan_v1_moe": {"head_dim": 16},
-    "ministral": {"head_dim": 16},
-    "nemotron_h": {"n_groups": 2},
-    "qwen4_exp_text": {
-        "indexer_n_heads": 2,
-        "indexer_kv_heads": 1,
-        "indexer_head_dim": 16,
-        "indexer_budget": 8,
-        "indexer_compress_ratio": 2,
-        "ngram_vocab_size_base": 128,
-        "split_ngram_parts": 4,
-        "hc_lowrank": 16,
-    },
-    "perceiver": {"num_self_attends_per_block": 2, "d_latents": 64, "d_model": 64, "num_latents": 16},
-    "reformer": {"axial_pos_embds": False, "attn_layers": ["local", "lsh"], "num_buckets": 4},
-    "shieldgemma2": {"yes_token_index": 5, "no_token_index": 6},
-    "tipsv2_vision_model": {"num_hidden_layers": 4, "out_features": ["stage1", "stage2", "stage3", "stage4"]},
-    "vibevoice_acoustic_tokenizer_encoder": {"num_filters": 4, "depths": [1, 1, 1, 1, 1, 1, 2]},
-    "xmod": {"default_language": "en_XX"},
-    "zamba": {"num_hidden_layers": 8},
-    "DbrxAttentionConfig": {"rope_theta": 10000.0, "clip_qkv": 8.0},
-}  # by model type or class: where the default configuration builds no model, or shrinking its parts apart does not fit
+BACKBONES = {"backbone": "test_resnet", "architecture": "test_resnet"}  # fields that name a timm model
+CAUSAL = ("reformer",)  # types whose causal models refuse to be built unless the configuration says that they are
 INDICES = re.compile(
     r".*(?:ind(?:ex|ic)es|_idx|indexes|_layers_list|layers_block_type_indices)|.*_layer_ids|mlp_only_layers"
 )
@@ -128,7 +93,7 @@ def tiny(model_type: str, shrink: Shrink, layers: int = 2, image: int | None = 6
         layers: how many layers, where a pattern of layers does not need more.
         image: the image size; None leaves it.
     """
-    return _made(CONFIG_MAPPING[model_type](), shrink, layers, image)
+    return _made(CONFIG_MAPPING[model_type](**WHOLE.get(model_type, {})), shrink, layers, image)
 
 
 def without_cache(config: PreTrainedConfig) -> None:
@@ -140,29 +105,80 @@ def without_cache(config: PreTrainedConfig) -> None:
             without_cache(value)
 
 
-def _made(config: PreTrainedConfig, shrink: Shrink, layers: int, image: int | None) -> PreTrainedConfig:
+def for_task(config: PreTrainedConfig, task: str) -> None:
+    """What the models of a task ask of a configuration beside its sizes.
+
+    Args:
+        config: to change in place.
+        task: a group of names of the sweep, such as `sequence-classification`.
+    """
+    if task == "sequence-classification":  # rows of a batch end at the first padding
+        for part in (config, config.get_text_config()):
+            if getattr(part, "pad_token_id", None) is None:
+                part.pad_token_id = 0
+    if task == "causal-lm" and config.model_type in CAUSAL:
+        config.is_decoder = True
+
+
+def _made(
+    config: PreTrainedConfig, shrink: Shrink, layers: int, image: int | None, more: Mapping[str, Any] | None = None
+) -> PreTrainedConfig:
+    """The configuration with its parts, `more` being what the one around it asks of it."""
+    needed = given(config) | dict(more or {})
     values = dict(vars(config))
+    if any(isinstance(values.get(name), str) for name in BACKBONES):
+        return _with_small_backbone(config, needed)
     count = _layers_needed(values, layers)
+    own = _own(type(config))
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(type(config)):
         name, value = field.name, values.get(field.name)
         if isinstance(value, PreTrainedConfig):
-            changes[name] = _made(value, shrink, layers, image)
-        elif value is None and name in FILLED:
+            changes[name] = _made(value, shrink, layers, image, needed.pop(name, None))
+            continue
+        told = value is not None and name in own and own[name] != value
+        if value is None and name in FILLED:
             changes[name] = FILLED[name]
-        elif not _derived(field) and value is not None and not isinstance(value, bool):
-            changed = _one(name, value, values, shrink, count, image)
-            if changed is not value:
+        elif value is not None and (told or not _derived(field)):
+            changed = value if isinstance(value, bool) else _one(name, value, values, shrink, count, image)
+            if changed is not value or told:
                 changes[name] = changed
     for name, value in changes.items():
         if isinstance(value, int) and re.fullmatch(r".*token_(?:id|index)", name) is None:
             values[name] = value
-    changes |= _tokens(values, bool(changes) and "vocab_size" in values) | given(config)
+    changes |= _tokens(values, bool(changes) and "vocab_size" in values) | needed
+    before, after = _depth(vars(config)), _depth(values)
     if values.get("_out_features") and "out_features" not in changes:
-        changes["out_features"] = list(values["_out_features"])
+        changes["out_features"] = _stages(values["_out_features"], before, after)
     made = type(config)(**changes)
     _fit_rotary(made)
     return made
+
+
+@functools.cache
+def _own(cls: type[PreTrainedConfig]) -> dict[str, Any]:
+    """What a configuration holds that nobody told anything; a part of another one may hold other things."""
+    with contextlib.suppress(Exception):
+        return dict(vars(cls()))
+    return {}
+
+
+def _stages(names: Sequence[str], before: int, after: int) -> list[str]:
+    """Stages by name, spread evenly over fewer layers where there was one for each layer."""
+    numbered = [name for name in names if re.fullmatch(r"stage\d+", name)]
+    if after >= before or max((int(name[5:]) for name in numbered), default=0) <= after:
+        return list(names)
+    moved = {name: f"stage{math.ceil((k + 1) * after / len(numbered))}" for k, name in enumerate(numbered)}
+    return list(dict.fromkeys(moved.get(name, name) for name in names))
+
+
+def _with_small_backbone(config: PreTrainedConfig, needed: Mapping[str, Any]) -> PreTrainedConfig:
+    """The same configuration of a timm model with the smallest network in its place, or the one that is needed."""
+    small = copy.deepcopy(config)
+    networks = {name: network for name, network in BACKBONES.items() if isinstance(vars(small).get(name), str)}
+    for name, value in (networks | dict(needed)).items():
+        setattr(small, name, value)
+    return small
 
 
 def given(config: PreTrainedConfig) -> dict[str, Any]:
