@@ -20,7 +20,8 @@ def candidates(module: nn.Module, hint: str) -> Iterator[Inputs]:
     """Inputs that may do, the most likely first."""
     with contextlib.suppress(SortifyError, Exception):
         inferred = example_inputs_for(module, hint)
-        for size in () if hasattr(module, "config") else (128, 160):
+        own = getattr(module, "image_size", None)
+        for size in () if hasattr(module, "config") else (128, 160, *([own] if isinstance(own, int) else [])):
             small = _smaller(inferred, size)
             if small is not None:
                 yield small
@@ -99,6 +100,8 @@ def _by_name(module: nn.Module) -> Iterator[Inputs]:
     texts = [n for n in ("input_ids", "mm_token_type_ids") if n in known]
     for wanted in (required, texts, known):
         yield from _shapes(module, wanted, values.VARIANTS)
+    for made in _shapes(module, known, 1):  # some take no batches
+        yield {name: value[:1] if isinstance(value, Tensor) else value for name, value in made.items()}
 
 
 def _wish(module: nn.Module, image: int | None = None, variant: int = 0) -> values.Wish:

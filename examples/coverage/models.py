@@ -5,13 +5,14 @@ Names are `torchvision/NAME`, `timm/NAME` and `transformers/GROUP/TYPE`, where G
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import math
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,10 +139,21 @@ def _class_of(group: str, model_type: str) -> Any:
 
     table = "MODEL" if group == "base" else f"MODEL_FOR_{TASKS[group]}"
     names = getattr(modeling_auto, f"{table}_MAPPING_NAMES")[model_type]
-    found = getattr(transformers, names if isinstance(names, str) else names[0], None)
+    name = names if isinstance(names, str) else names[0]
+    found = getattr(transformers, name, None) or _inside(model_type, name)
     if not isinstance(found, type):
-        raise NotBuilt(f"{names} is not available")
+        raise NotBuilt(f"{name} is not available")
     return found
+
+
+def _inside(model_type: str, name: str) -> Any:
+    """A class that its module keeps to itself; None if it is not there."""
+    from transformers.models.auto.configuration_auto import model_type_to_module_name
+
+    module = model_type_to_module_name(model_type)
+    with suppress(ImportError):
+        return getattr(importlib.import_module(f"transformers.models.{module}.modeling_{module}"), name, None)
+    return None
 
 
 # ------------------------------------------------------------------------------------------- lists
