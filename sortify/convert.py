@@ -30,7 +30,7 @@ from sortify.exporting import ExportError
 from sortify.inputs import example_inputs_for
 from sortify.kv_cache import Kept, kept_for
 from sortify.model import SortedModel
-from sortify.original import check_repeats
+from sortify.original import check_repeats, check_traced
 from sortify.parts import sortify_parts
 from sortify.plan import Frozen, make_plan
 from sortify.prepare import Example, unwrap
@@ -149,6 +149,7 @@ def _proven(found: _Found, module: nn.Module) -> tuple[Blueprint, proof.Report]:
         if not failing:
             with captured.left_out.of(module):
                 check_repeats(blueprint, captured.tensors, examples, module, proof.SINGLE)
+                check_traced(blueprint, captured.tensors, examples, module, proof.SINGLE)
             row = next(row for row in report.rows if not row.passed)
             raise ProofError(
                 f"{type(module).__name__}: {row.name} failed: error {row.error:.3g}, allowed {row.tolerance:g} "

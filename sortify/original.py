@@ -74,13 +74,27 @@ def check_repeats(
             )
 
 
+def check_traced(
+    blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.Tensor], original: nn.Module, allowed: float
+) -> None:
+    """Raise ExportError if the captured graph itself, before anything was done to it, is not the original."""
+    for mode in ("train", "eval"):
+        error = distance(blueprint, tensors, examples, mode, original)
+        if error > allowed and in_double(blueprint, tensors, examples, mode, original)[0] > allowed:
+            raise ExportError(
+                f"{type(original).__name__} gives other outputs than the graph that torch.export makes of it ({mode} "
+                f"mode, error {error:.3g}), as where it takes another way while it is traced: nothing can be proven "
+                "about it as a whole"
+            )
+
+
 def doubled(tensor: torch.Tensor) -> torch.Tensor:
     """In float64, if it is floating."""
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
 def _furthest(expected: Outcome, found: Outcome) -> float:
-    return max(map(difference, expected, found))
+    return max(difference(expected[0], found[0]), difference(expected, found))  # buffers alone may be infinite
 
 
 def _outcome(

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from zoo import ROW, randomize
 
 from sortify import SortedModel, sortify
-from sortify.errors import ProofError
+from sortify.errors import CaptureError, ProofError
 from sortify.rewrite import rewrite
 
 
@@ -86,5 +86,44 @@ def test_what_does_not_run_in_float64_is_compared_in_float32() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) @ torch.eye(5)
 
-    with pytest.raises(ProofError, match=r"identity \(train\) failed"):
+    with pytest.raises(CaptureError, match="gives other outputs than the graph that torch.export makes of it"):
         sortify(randomize(Half(), 1), ROW())
+
+
+class Bounded(nn.Module):
+    """Clamps by limits that are infinite before anybody has measured them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(8, 16), nn.Linear(16, 5)
+        self.register_buffer("low", torch.tensor(-float("inf")))
+        self.register_buffer("high", torch.tensor(float("inf")))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.fc1(x).clamp(self.low, self.high)
+        out: Tensor = self.fc2(hidden.relu())
+        return out
+
+
+def test_buffers_may_be_infinite() -> None:
+    assert all(row.error == 0 for row in identities(sortify(Bounded(), ROW())))
+
+
+class Watched(nn.Module):
+    """Another function while it is traced, around a part that is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.body(x)
+        return out * 2 if torch.compiler.is_exporting() else out
+
+
+def test_what_acts_otherwise_while_it_is_traced_goes_by_parts() -> None:
+    original = randomize(Watched(), 1)
+    model = sortify(original, ROW())
+    assert [path for path, _ in model.captured_parts()] == ["body."]
+    assert any("than the graph that torch.export makes of it" in str(frozen) for frozen in model.frozen)
+    assert_close_outputs(model(*ROW()), original(*ROW()), 1e-5)
