@@ -183,7 +183,7 @@ def _with_small_backbone(config: PreTrainedConfig, needed: Mapping[str, Any]) ->
 
 def given(config: PreTrainedConfig) -> dict[str, Any]:
     """What this configuration needs beside small sizes."""
-    return GIVEN.get(config.model_type, {}) | GIVEN.get(type(config).__name__, {})
+    return copy.deepcopy(GIVEN.get(config.model_type, {}) | GIVEN.get(type(config).__name__, {}))
 
 
 def _derived(field: dataclasses.Field[Any]) -> bool:

@@ -120,9 +120,9 @@ def _context(wish: Wish) -> Tensor:
     return wish.normal(BATCH, LENGTH, wish.number("hidden_size") * len(wish.number("target_layer_ids") or (1,)))
 
 
-def _wide(*names: str, length: int = LENGTH) -> Builder:
+def _wide(*names: str) -> Builder:
     """Hidden states as wide as the first of these fields says."""
-    return lambda wish: wish.normal(BATCH, length, wish.number(*names)) if wish.number(*names) else None
+    return lambda wish: wish.normal(BATCH, LENGTH, wish.number(*names)) if wish.number(*names) else None
 
 
 # ---------------------------------------------------------------------------------------- images
@@ -282,18 +282,18 @@ BUILDERS: dict[str, Builder] = GRIDS | {
     "input_ids": _ids,
     "input_values": _sound,
     "is_longer": lambda wish: torch.zeros(BATCH, 1, dtype=torch.bool),
-    "mm_token_type_ids": lambda wish: torch.zeros(BATCH, LENGTH, dtype=torch.long),
     "latents": lambda wish: wish.normal(BATCH, wish.number("hidden_size"), LENGTH),
+    "mm_token_type_ids": lambda wish: torch.zeros(BATCH, LENGTH, dtype=torch.long),
     "noise_embeds": _wide("hidden_size"),
     "past_observed_mask": lambda wish: torch.ones_like(_past(wish)),
     "past_time_features": _past_steps,
     "past_values": _past,
+    "pitch_labels": lambda wish: wish.normal(BATCH, LENGTH, 1),
     "pixel_attention_mask": lambda wish: torch.ones(BATCH, math.prod(GRID) if wish.packed else 2, dtype=torch.long),
     "pixel_values": _pixels_or_patches,
     "pixel_values_videos": _pixels,
     "prompt_masks": _pixels,
     "prompt_pixel_values": _pixels,
-    "pitch_labels": lambda wish: wish.normal(BATCH, LENGTH, 1),
     "qformer_input_ids": _ids,
     "query_embeds": _wide("hidden_size"),
     "returns_to_go": lambda wish: wish.normal(BATCH, LENGTH, 1),
