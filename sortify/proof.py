@@ -158,12 +158,26 @@ def identity(
     runner, name = blueprint.sorted_runners[mode], f"identity ({mode})"
     note = f"full model = {'captured graph' if original is None else 'original'}"
     error = distance(blueprint, tensors, examples, mode, original, runner, full)
-    if error > SINGLE:
-        exact, rounding = in_double(blueprint, tensors, examples, mode, original, runner, full)
-        if exact <= DOUBLE and error <= ROUNDINGS * rounding:
-            note += f", float64; in float32 {error:.2g}, where rounding alone makes {rounding:.2g}"
-            return Check(name, exact, DOUBLE, note)
-    return Check(name, error, SINGLE, note)
+    return _decided(
+        Check(name, error, SINGLE, note),
+        lambda: in_double(blueprint, tensors, examples, mode, original, runner, full),
+    )
+
+
+def _decided(single: Check, in_double: Callable[[], tuple[float, float]]) -> Check:
+    """A check in float32, or where rounding alone goes as far: the same in float64.
+
+    Args:
+        single: in float32.
+        in_double: gives the error in float64, and how far rounding to float32 moves what is compared with.
+    """
+    if single.passed:
+        return single
+    exact, rounding = in_double()
+    if exact > DOUBLE or single.error > ROUNDINGS * rounding:
+        return single
+    told = f"{single.note}, float64; in float32 {single.error:.2g}, where rounding alone makes {rounding:.2g}"
+    return Check(single.name, exact, DOUBLE, told)
 
 
 def permutation(
@@ -238,19 +252,31 @@ def failing_axes(blueprint: Blueprint, tensors: Tensors, examples: Sequence[torc
 def slice_is_extraction(
     blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.Tensor], subnet: Subnet
 ) -> Check:
-    """A sub-network in place against its extraction, in eval mode."""
+    """A sub-network in place against its extraction, in eval mode; rounding is told apart as in `identity`."""
     runner, examples = blueprint.sorted_runners["eval"], few(blueprint, examples, "eval")
-    tensors, examples = _wide(tensors), list(_wide(dict(enumerate(examples))).values())
     name = f"slice = extraction ({'full' if subnet == blueprint.space.full else 'half'})"
     small = shrink(blueprint.programs["eval"], blueprint.plan, "eval", subnet)
+
+    def pair(wide: Callable[[torch.Tensor], torch.Tensor]) -> tuple[Any, Any]:
+        own, inputs = {key: wide(tensor) for key, tensor in tensors.items()}, [wide(t) for t in examples]
+        found = quietly(lambda: runner((subnet.values,), clones(own, blueprint), [t.clone() for t in inputs]))
+        cut_to = quietly(
+            lambda: run_side_by_side(small, lambda key: [cut(blueprint.plan, key, own[key], subnet)], inputs)
+        )
+        return cut_to[0], found
+
+    def exactly() -> tuple[float, float]:
+        try:
+            exact, cut_too = pair(doubled)
+        except RuntimeError:  # as of a tensor of zeros that the model makes in the default dtype
+            return float("inf"), 0.0
+        return difference(exact, cut_too), difference(exact, expected)
+
     try:
-        found = quietly(lambda: runner((subnet.values,), clones(tensors, blueprint), [t.clone() for t in examples]))
-        expected = quietly(
-            lambda: run_side_by_side(small, lambda key: [cut(blueprint.plan, key, tensors[key], subnet)], examples)
-        )[0]
+        expected, found = pair(_at_least_single)
     except Exception as error:  # whatever op refuses the smaller size
         return Check(name, float("inf"), SINGLE, f"{subnet}: {type(error).__name__}: {error}".splitlines()[0])
-    return Check(name, difference(expected, found), SINGLE, str(subnet))
+    return _decided(Check(name, difference(expected, found), SINGLE, str(subnet)), exactly)
 
 
 def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
@@ -271,10 +297,9 @@ def _moved(examples: Sequence[torch.Tensor], tensors: Tensors) -> list[torch.Ten
     return [t.to(like.device, like.dtype if t.is_floating_point() else None) for t in examples]
 
 
-def _wide(tensors: Mapping[Any, torch.Tensor]) -> dict[Any, torch.Tensor]:
+def _at_least_single(tensor: torch.Tensor) -> torch.Tensor:
     """Half precision rounds a sum by its order: what is compared by tolerance runs in float32."""
-    half = (torch.float16, torch.bfloat16)
-    return {name: t.float() if t.dtype in half else t for name, t in tensors.items()}
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def _casts_to_single(blueprint: Blueprint) -> bool:
