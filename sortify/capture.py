@@ -163,7 +163,8 @@ def _ordered(module: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str,
         )
     order = list(inspect.signature(module.forward).parameters)
     notes = []
-    if CACHE not in kwargs and (CACHE in order[len(args) :] or _passes_cache_on(module)):
+    named = CACHE in order[len(args) :]
+    if CACHE not in kwargs and (named or (_passes_cache_on(module) and _takes(module, args, {**kwargs, CACHE: False}))):
         kwargs[CACHE] = False
         notes.append(f"{CACHE}=False was chosen: a cache in the output cannot be captured")
     place = {name: order.index(name) if name in order else len(order) for name in kwargs}
@@ -176,6 +177,17 @@ def _passes_cache_on(module: nn.Module) -> bool:
     config = getattr(module, "config", None)
     configs = [config, *(vars(config).values() if hasattr(config, "__dict__") else ())]
     return spread and any(getattr(each, CACHE, None) is True for each in configs)
+
+
+def _takes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call takes these arguments; some pass on what they are given beside their own, and find it twice."""
+    try:
+        run_untouched(module, args, kwargs, module.training)
+    except TypeError:
+        return False
+    except Exception:  # whatever it is has nothing to do with the arguments' names, and is told where it matters
+        return True
+    return True
 
 
 def _two_samples(value: Any) -> Any:

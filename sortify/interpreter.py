@@ -24,7 +24,7 @@ Watch = Callable[[fx.Node, Any], Any]
 def run_side_by_side(
     program: Program, lookup: Lookup, inputs: Sequence[torch.Tensor], watch: Watch | None = None
 ) -> list[Any]:
-    """The outputs of `program`, once for each set of tensors.
+    """The outputs of `program`, once for each set of tensors; several runs draw the same random numbers.
 
     Args:
         program: the graph.
@@ -82,7 +82,7 @@ class _SideBySide:
                 if source in self.names:
                     self._load(source)
             if node.op == "call_function":
-                self._run(node, place)
+                self._run(node, place if self.runs > 1 else None)
             for source in node.all_input_nodes if node.op != "output" else ():
                 if last[source] is node:
                     self.own.pop(source, None)
@@ -90,7 +90,7 @@ class _SideBySide:
         flat = self.nodes[-1].args[0]
         return [self.program.outputs.build(map_arg(flat, self._value(run))) for run in range(self.runs)]
 
-    def _run(self, node: fx.Node, seed: int) -> None:
+    def _run(self, node: fx.Node, seed: int | None) -> None:
         if any(source in self.own for source in node.all_input_nodes):
             self.own[node] = [self.watch(node, _call(node, self._value(run), seed)) for run in range(self.runs)]
         else:
@@ -100,8 +100,8 @@ class _SideBySide:
         return lambda node: self.own[node][run] if node in self.own else self.shared[node]
 
 
-def _call(node: fx.Node, value: Value, seed: int) -> Any:
-    """One op; what draws random numbers draws the same ones in every run."""
-    if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+def _call(node: fx.Node, value: Value, seed: int | None) -> Any:
+    """One op; what draws random numbers draws the same ones in every run of several."""
+    if seed is not None and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
         torch.manual_seed(seed)
     return node.target(*map_arg(node.args, value), **map_arg(node.kwargs, value))  # type: ignore[operator]

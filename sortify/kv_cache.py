@@ -219,6 +219,7 @@ def _enough(
             return value
 
         with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(0)
             (whole,) = run_side_by_side(program, lambda name: [tensors[name]], inputs, watch)
         leaves = flatten(whole)[0]
         outputs = [leaves[number] for number in stream.outputs]

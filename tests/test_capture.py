@@ -282,6 +282,20 @@ def test_a_cache_that_the_signature_hides_is_declined() -> None:
     assert_close_outputs(model(rows(3), use_cache=False), model(rows(3)), 0.0)
 
 
+class DeclinesItself(HandsOutACache):
+    """Declines the cache itself, and passes on what it is given as well."""
+
+    def forward(self, x: Tensor, **more: Any) -> dict[str, Any]:
+        return super().forward(x, use_cache=False, **more)
+
+
+def test_a_cache_that_is_declined_already_is_left_alone() -> None:
+    original = DeclinesItself().eval()
+    model = sortify(original, (rows(2),)).eval()
+    assert not any("use_cache" in frozen.why for frozen in model.frozen)
+    assert_close_outputs(model(rows(3)), original(rows(3)), 0.0)
+
+
 WRONG_CALLS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any], str]] = {
     "nothing": ("batch_norm", (), {}, r"missing input 'x'"),
     "too many": ("batch_norm", (rows(2), rows(2)), {}, r"too many positional arguments.*at most 1.*got 2"),

@@ -451,3 +451,18 @@ def test_a_network_that_overflows_when_it_is_perturbed_is_perturbed_less() -> No
 def test_a_model_that_gives_no_finite_number_is_told_so() -> None:
     with pytest.raises(CaptureError, match="no finite number on the example inputs"):
         sortify(Growing(2, start=float("nan")), (torch.randn(2, 64),))
+
+
+class Noisy(Three):
+    """Draws noise in evaluation too, as vocoders do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        started = x + torch.randn_like(x)
+        return super().forward(started) + torch.rand(len(x), 5)
+
+
+def test_models_that_draw_noise_are_proven() -> None:
+    model = sortify(randomize(Noisy(), 3), ROW())
+    assert model.report is not None
+    assert model.report.passed
+    assert len(model.plan.axes) == 3
