@@ -13,7 +13,7 @@ UV := .tools/bin/uv
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help venv demo test test-long check lint types docs format lock report-models zoo zoo-full zoo-sample bench-cost check-costs clean
+.PHONY: help venv demo test test-long check lint types docs format lock report-models zoo zoo-full zoo-sample bench bench-cost check-costs clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | awk -F '\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -51,6 +51,9 @@ zoo: $(READY) ## convert every torchvision model, 1 or 2 per timm module, every 
 
 zoo-full: $(READY) ## all other timm names, evaluation only; hours, resumable
 	OMP_NUM_THREADS=1 $(BIN)/python -m examples.coverage.sweep --zoo zoo-full --page docs/coverage-timm.md
+
+bench: $(READY) ## a training step inside the family against the extracted model's: time and memory of four models; minutes
+	OMP_NUM_THREADS=1 $(BIN)/python examples/bench_step.py --page docs/step-cost.md
 
 bench-cost: $(READY) ## how many sub-networks of a ResNet-50 are costed per second, on one core
 	OMP_NUM_THREADS=1 $(BIN)/python examples/bench_cost.py

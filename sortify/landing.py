@@ -1,29 +1,36 @@
 """Gradients of a sub-network, landed straight in those of the full parameters.
 
 Autograd's own way through a slice makes a gradient of full size, zeros it, and adds it up: for a quarter of the width
-that takes as long as the backward pass itself. Here the sub-network runs on leaves of its own, views of the parameters,
-and the gradient of each is added to its place in the parameter's `.grad`: nothing of full size is made on the way.
-The gradients are the same.
+that takes as long as the backward pass itself. Here the gradient of a slice is added to its place in the parameter's
+`.grad`, and nothing of full size is made on the way. The gradients are the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from sortify.slicing import Prefix
+from sortify.network import written_statistics
+from sortify.slicing import Place, Places, view
 
 if TYPE_CHECKING:
     from sortify.model import SortedModel
+    from sortify.space import Subnet
+
+
+BUNDLE = 2**20
+"""Elements of full parameters whose gradients wait for each other, at most, unless one parameter alone has more."""
+
+MATRIX = 2
 
 
 class Landing:
-    """The leaves of any sub-network of a model.
+    """The way of gradients to the parameters of a model, for any sub-network.
 
     Parameters keep autograd's own way where a sub-network's part is no view of them (positions that lie apart), where
     something waits for their gradient (hooks, as of optimisers that step in the backward pass), and where they or
@@ -51,36 +58,88 @@ class _Part:
     def __init__(self, model: SortedModel) -> None:
         self._model = model
         shapes = model.plan.shapes
-        self._prefixes = {name: Prefix(shapes[name]) for name, _ in model.named_parameters() if name in shapes}
+        written = written_statistics(model.blueprint.programs["train"])
+        self._parameters = {name: Places(shapes[name]) for name, _ in model.named_parameters() if name in shapes}
+        self._statistics = {name: Places(shapes[name]) for name in written if name in shapes}
+        self._dropped = dict[tuple[str, Place], Tensor]()
+        self._places = lru_cache(maxsize=256)(self._places_of)
 
     @contextmanager
     def landed(self) -> Iterator[None]:
-        with self._model.standing_in(dict(self._leaves())):
+        parameters, statistics = self._places(self._model.active)
+        sliced = dict(self._sliced(parameters)) if torch.is_grad_enabled() else {}
+        if self._model.training:
+            sliced |= {name: self._scratch(name, place) for name, place in statistics}
+        with self._model.standing_in(sliced):
             yield
 
-    def _leaves(self) -> Iterator[tuple[str, Tensor]]:
-        """A leaf for every parameter that the active sub-network has a smaller view of."""
-        sizes = dict(self._model.active.sizes)
-        for name, prefix in self._prefixes.items():
-            parameter = self._model.tensors[name]
-            if not _plain(parameter):
-                continue
-            view = prefix.of(parameter.detach(), sizes)
-            if view is not None and view.shape != parameter.shape:
-                leaf = view.requires_grad_()
-                leaf.register_post_accumulate_grad_hook(partial(_land, parameter, prefix, sizes))
-                yield name, leaf
+    def _places_of(self, subnet: Subnet) -> tuple[list[tuple[str, Place]], ...]:
+        """Where a sub-network's part of each parameter, and of each statistic, is a smaller view."""
+        sizes = dict(subnet.sizes)
+        kinds = (
+            {name: places.of(sizes) for name, places in kind.items()} for kind in (self._parameters, self._statistics)
+        )
+        return tuple([(name, place) for name, place in kind.items() if place] for kind in kinds)
+
+    def _sliced(self, found: Iterable[tuple[str, Place]]) -> Iterator[tuple[str, Tensor]]:
+        """The parameters cut to the sub-network."""
+        tensors = self._model.tensors
+        for bundle in _bundles((name, tensors[name], place) for name, place in found):
+            names, parameters, places = zip(*bundle, strict=True)
+            yield from zip(names, _Slices.apply(places, *parameters), strict=True)
+
+    def _scratch(self, name: str, place: Place) -> Tensor:
+        """Where a norm may write the statistics of a sub-network, which nobody reads: they are dropped."""
+        full, known = self._model.tensors[name], self._dropped.get((name, place))
+        if known is None or (known.device, known.dtype) != (full.device, full.dtype):
+            known = self._dropped[name, place] = view(full, place).clone()
+        return known
 
 
-def _land(parameter: Tensor, prefix: Prefix, sizes: Mapping[str, int], leaf: Tensor) -> None:
-    """Move the gradient of a leaf to its place in that of the parameter."""
-    if parameter.grad is None:
-        parameter.grad = torch.zeros_like(parameter)
-    place, gradient = prefix.of(parameter.grad, sizes), leaf.grad
-    assert place is not None
-    assert gradient is not None
-    place.add_(gradient)
-    leaf.grad = None
+Placed = tuple[str, Tensor, Place]
+
+
+def _bundles(placed: Iterable[Placed]) -> Iterator[list[Placed]]:
+    """Small parameters that follow each other go together: each call of autograd has its price."""
+    bundle, size = list[Placed](), 0
+    for each in placed:
+        if not _plain(each[1]):
+            continue
+        bundle.append(each)
+        size += each[1].numel()
+        if size >= BUNDLE:
+            yield bundle
+            bundle, size = [], 0
+    if bundle:
+        yield bundle
+
+
+class _Slices(torch.autograd.Function):
+    """Views of parameters, whose gradients are added to their places in those of the parameters."""
+
+    @staticmethod
+    def forward(ctx: Any, places: Sequence[Place], *parameters: Tensor) -> tuple[Tensor, ...]:
+        ctx.parameters, ctx.places = parameters, places
+        ctx.set_materialize_grads(False)
+        return tuple(_laid_out(view(each.detach(), place)) for each, place in zip(parameters, places, strict=True))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[None, ...]:
+        there, found = list[Tensor](), list[Tensor]()
+        for parameter, place, gradient in zip(ctx.parameters, ctx.places, gradients, strict=True):
+            if gradient is not None:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                there.append(view(parameter.grad, place))
+                found.append(gradient)
+        if found:
+            torch._foreach_add_(there, found)
+        return (None, *(None for _ in gradients))
+
+
+def _laid_out(part: Tensor) -> Tensor:
+    """Kernels of convolutions would copy what has gaps, forward and backward; once is enough."""
+    return part.contiguous() if part.dim() > MATRIX else part
 
 
 def _plain(parameter: Tensor) -> bool:

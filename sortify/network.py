@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from sortify.capture import TensorInfo
 from sortify.lifting import Program
-from sortify.ops import argument, nesting_restored, nests
+from sortify.ops import RUNNING, argument, has_effect, nesting_restored, nests
 from sortify.signature import Signature
 from sortify.structure import Structure
 
@@ -64,6 +64,14 @@ def running_statistics(program: Program) -> list[str]:
     """The names of the running means and variances that normalisations use."""
     names = used_tensors(program)
     values = [argument(node, name) for node in program.graph.nodes for name in STATISTICS]
+    return list(dict.fromkeys(names[value] for value in values if isinstance(value, fx.Node) and value in names))
+
+
+def written_statistics(program: Program) -> list[str]:
+    """The names of the running means and variances that normalisations write and do not read."""
+    names = used_tensors(program)
+    writers = [node for node in program.graph.nodes if node.target in RUNNING and has_effect(node)]
+    values = [argument(node, name) for node in writers for name in STATISTICS]
     return list(dict.fromkeys(names[value] for value in values if isinstance(value, fx.Node) and value in names))
 
 

@@ -42,8 +42,12 @@ def take(tensor: torch.Tensor, shape: str, sizes: list[int]) -> torch.Tensor:
     return tensor
 
 
-class Prefix:
-    """The part of tensors of one shape that is a view of them.
+Place = tuple[tuple[int, int, int], ...]
+"""Where a smaller part lies in a tensor, for as long as it is a view: dimension, start and length of each cut."""
+
+
+class Places:
+    """Where the parts of tensors of one shape lie.
 
     Args:
         dims: the shape.
@@ -52,24 +56,30 @@ class Prefix:
     def __init__(self, dims: tuple[Dim, ...]) -> None:
         self._shape, self._axes = shape_text(dims), axis_names(dims)
 
-    def of(self, tensor: torch.Tensor, sizes: Mapping[str, int]) -> torch.Tensor | None:
-        """A sub-network's part; None where it has to be gathered from several places.
+    def of(self, sizes: Mapping[str, int]) -> Place | None:
+        """Where a sub-network's part lies; None where it has to be gathered from several places.
 
         Args:
-            tensor: full size; sizes: of the axes.
+            sizes: of the axes.
         """
         _, cuts = _plan(self._shape, tuple(sizes[axis] for axis in self._axes))
-        for dim, runs in cuts:
-            if len(runs) > 1:
-                return None
-            tensor = tensor.narrow(dim, *runs[0])
-        return tensor
+        return tuple((dim, *runs[0]) for dim, runs in cuts) if all(len(runs) == 1 for _, runs in cuts) else None
+
+
+def view(tensor: torch.Tensor, place: Place) -> torch.Tensor:
+    """The part of a tensor of full size that lies there."""
+    sizes, strides, offset = list(tensor.shape), tensor.stride(), tensor.storage_offset()
+    for dim, start, length in place:
+        sizes[dim] = length
+        offset += start * strides[dim]
+    return tensor.as_strided(sizes, strides, offset)
 
 
 def take_copy(tensor: torch.Tensor, shape: str, sizes: list[int]) -> torch.Tensor:
     """Like `take`, but writes to a smaller part never reach the full tensor.
 
-    Running statistics belong to one sub-network: what a smaller one writes while training is dropped.
+    Running statistics belong to one sub-network: what a smaller one writes while training is dropped. A tensor that is
+    of the sub-network's size already is somebody's own.
     """
     part = take(tensor, shape, sizes)
     return part if part is tensor else part.clone()
