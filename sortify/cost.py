@@ -109,6 +109,7 @@ class CostModel:
         self._sizes_at = lru_cache(maxsize=256)(lambda given: sizes_at(opens, dict(given)))
         self._compiled = lru_cache(maxsize=16)(self._compile)
         self._grouped = lru_cache(maxsize=16)(self._group)
+        self._parts = dict[frozenset[str], CostModel]()
 
     @property
     def open_sizes(self) -> dict[str, int]:
@@ -126,6 +127,15 @@ class CostModel:
             InputError: a name is no open size, or the costs are not known at this one.
         """
         return self._cost(values, tuple(sorted(sizes.items())))
+
+    def only(self, metrics: Collection[str]) -> CostModel:
+        """The same, counting these metrics alone: the others are zero, and take no time."""
+        own = frozenset(metrics)
+        if own.issuperset(METRICS):
+            return self
+        if own not in self._parts:
+            self._parts[own] = CostModel([t for t in self.terms if t.metric in own], self._axes, self.opens)
+        return self._parts[own]
 
     def table(self, values: NDArray[np.int64], **sizes: int) -> Costs:
         """The costs of many sub-networks.

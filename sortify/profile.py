@@ -8,7 +8,7 @@ sub-network is never predicted to be faster or smaller than one inside it.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -240,11 +240,13 @@ class Prices:
         features: of any sub-network.
         profile: what predicts.
         metrics: which predictions are made, latency and memory; others are left empty.
+        exact: which exact costs are counted; others are zero.
     """
 
     features: Features
     profile: Profile
     metrics: tuple[str, ...] = tuple(FEATURES)
+    exact: tuple[str, ...] = METRICS
 
     def table(self, values: NDArray[np.int64], **sizes: int) -> PricedCosts:
         """The costs of many sub-networks; predicted ones always at the sizes of the profile.
@@ -253,13 +255,16 @@ class Prices:
             values: sizes and depths, one row per sub-network.
             sizes: open sizes for the exact costs.
         """
-        exact, own = self.features.costs.table(values, **sizes), dict(self.profile.sizes)
-        same = {**self.features.costs.open_sizes, **sizes} == {**self.features.costs.open_sizes, **own}
+        fits = {metric: self.profile.fit_of(metric).weights for metric in self.metrics}
+        weights = {metric: {name: weight for name, weight in fit if weight} for metric, fit in fits.items()}
+        needed = {name for own in weights.values() for name in own if name in METRICS}
+        costs, own = self.features.costs, dict(self.profile.sizes)
+        same = {**costs.open_sizes, **sizes} == {**costs.open_sizes, **own}
+        exact = costs.only({*self.exact, *(needed if same else ())}).table(values, **sizes)
+        features = replace(self.features, costs=costs.only({*needed, "activation_bytes"}))  # blocks are told by these
         told = {}
-        for metric in self.metrics:
-            weights = {name: weight for name, weight in self.profile.fit_of(metric).weights if weight}
-            known = self.features.table(values, weights, own, exact if same else None)
-            told[metric] = _sum(weights, known, len(values))
+        for metric, each in weights.items():
+            told[metric] = _sum(each, features.table(values, each, own, exact if same else None), len(values))
         return PricedCosts(*(getattr(exact, metric) for metric in METRICS), **told)
 
 

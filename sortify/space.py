@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from sortify.budget import MEASURED, Budget, Limit, figure, not_kept, not_measured, read_budget
-from sortify.cost import Cost, CostModel, Costs
+from sortify.cost import METRICS, Cost, CostModel, Costs
 from sortify.errors import AxesError, BudgetError
 from sortify.levels import Columns, Fractions, Knob, Trained, check_fractions, default_levels
 from sortify.plan import Plan
@@ -256,7 +256,10 @@ class Space:
     def _even_way(self) -> list[Subnet]:
         low = {knob.name: knob.distinct[0].fraction for knob in self.knobs}
         steps = [step / STEPS for step in range(1, STEPS + 1)]
-        return [self.smallest, *(self.subnet(**{k: f + (1 - f) * step for k, f in low.items()}) for step in steps)]
+        return [
+            self.smallest,
+            *(self.subnet(**{k: round(f + (1 - f) * step, 3) for k, f in low.items()}) for step in steps),
+        ]
 
     def _trained_way(self) -> list[Subnet]:
         """From the smallest, raise the knob that stands lowest, level by level."""
@@ -285,7 +288,10 @@ class Space:
     def _known(self, metrics: Collection[str]) -> Table:
         """What knows these metrics: the exact costs, or the profile too."""
         measured = tuple(metric for metric in MEASURED if metric in metrics)
-        return replace(self._prices, metrics=measured) if self._prices is not None and measured else self._costs
+        exact = tuple(metric for metric in metrics if metric not in MEASURED)
+        if self._prices is not None and measured:
+            return replace(self._prices, metrics=measured, exact=exact)
+        return self._costs.only(exact)
 
     def measured_cost(self, subnet: Subnet) -> MeasuredCost:
         """The latency and the peak memory of a sub-network, as the profile predicts them.
@@ -402,7 +408,7 @@ class Space:
 
     def _costed(self, sizes: tuple[tuple[str, int], ...], metrics: tuple[str, ...]) -> tuple[Matrix, Costs]:
         """All choices and their costs; members that cost the same stand in the order of their sizes."""
-        known = self._known(metrics)
+        known = self._known((*METRICS, *metrics))
         choices = Choices(self.knobs, self.full.values, known, dict(sizes))
         matrix = np.array(self._all(self.knobs), dtype=np.int64).reshape(choices.count, len(self.knobs))
         values = choices.values(matrix)

@@ -40,6 +40,18 @@ def test_a_table_holds_what_single_calls_give(found: list[Term], values: list[tu
     assert len(table) == len(values)
 
 
+@LAW
+@given(st.lists(terms, max_size=12), st.lists(rows, max_size=8), st.sets(st.sampled_from(METRICS)))
+def test_metrics_that_are_not_asked_for_are_zero(
+    found: list[Term], values: list[tuple[int, ...]], wanted: set[str]
+) -> None:
+    model, matrix = CostModel(found, list(AXES), OPENS), np.array(values, dtype=np.int64).reshape(len(values), 5)
+    whole, some = model.table(matrix), model.only(wanted).table(matrix)
+    for metric in METRICS:
+        expected = getattr(whole, metric) if metric in wanted else np.zeros(len(values), dtype=np.int64)
+        assert np.array_equal(getattr(some, metric), expected)
+
+
 @pytest.mark.parametrize(
     ("weight", "kind"), [(1, np.int64), (2**46, np.int64), (2**52, np.int64), (2**57, object), (2**70, object)]
 )
