@@ -151,6 +151,12 @@ def _proven(found: _Found, module: nn.Module) -> tuple[Blueprint, proof.Report]:
                 check_repeats(blueprint, captured.tensors, examples, module, proof.SINGLE)
                 check_traced(blueprint, captured.tensors, examples, module, proof.SINGLE)
             row = next(row for row in report.rows if not row.passed)
+            if row.name == proof.GRADIENTS:
+                raise ExportError(
+                    f"{type(module).__name__} trains in another way than the graph that torch.export makes of it: its "
+                    f"gradients are off by {row.error:.3g}, as where it brings along a backward pass of its own (a "
+                    "custom autograd function, a hook); training=False captures it for evaluation"
+                )
             raise ProofError(
                 f"{type(module).__name__}: {row.name} failed: error {row.error:.3g}, allowed {row.tolerance:g} "
                 f"({row.note}); this is a fault of sortify, please report it"

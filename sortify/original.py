@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -59,6 +59,85 @@ def in_double(
     except (RuntimeError, CaptureError):  # as of a tensor of zeros that the model makes in the default dtype
         return float("inf"), 0.0
     return _furthest(exact, found), _furthest(exact, _outcome(blueprint, tensors, examples, mode, original))
+
+
+def gradients_apart(
+    blueprint: Blueprint,
+    tensors: Tensors,
+    examples: Sequence[torch.Tensor],
+    original: nn.Module,
+    runner: Runner | None = None,
+    leading: Sequence[Any] = (),
+    widen: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> tuple[float, list[torch.Tensor]]:
+    """How far the gradients of a graph in training mode are from the original's, relative to the largest of these.
+
+    Autograd records what the graph does; a backward pass that the original brings along (a custom autograd function,
+    a hook) is not in it. Compared are the gradients of parameters and of floating inputs, of a weighted sum of all
+    outputs.
+
+    Returns:
+        the distance, and the original's gradients; 0 and none where the original has no gradients.
+    """
+    if widen is not None:
+        tensors, examples = {name: widen(t) for name, t in tensors.items()}, [widen(t) for t in examples]
+    try:
+        expected = _gradients(blueprint, tensors, examples, original)
+    except (RuntimeError, NotImplementedError):  # an op without a derivative
+        return 0.0, []
+    found = _gradients(blueprint, tensors, examples, None, runner, leading)
+    return gap(expected, found), expected
+
+
+def gap(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> float:
+    """The largest difference of gradients, relative to the largest expected one: a bias that the next norm takes off
+    again has rounding alone, and is not held against its own size.
+    """
+    scale = max((float(t.abs().max()) for t in expected if t.numel()), default=0.0)
+    worst = max((float((a - b).abs().max()) for a, b in zip(expected, found, strict=True) if a.numel()), default=0.0)
+    return 0.0 if worst == 0 else worst / scale if scale > 0 and worst == worst else float("inf")
+
+
+def _gradients(
+    blueprint: Blueprint,
+    tensors: Tensors,
+    examples: Sequence[torch.Tensor],
+    original: nn.Module | None,
+    runner: Runner | None = None,
+    leading: Sequence[Any] = (),
+) -> list[torch.Tensor]:
+    """Of the original, or else of a graph: zeros where there is no gradient, and nothing where there is none at all."""
+    own = clones(tensors, blueprint)
+    learnt = [n for n, t in own.items() if blueprint.infos[n].kind == "parameter" and t.is_floating_point()]
+    own |= {name: own[name].detach().clone().requires_grad_() for name in learnt}
+    leaves = [t.detach().clone().requires_grad_(t.is_floating_point()) for t in examples]
+    inputs = [t.clone() for t in leaves]  # what is no leaf may be changed in place
+    with torch.random.fork_rng(), torch.enable_grad():
+        torch.manual_seed(0)
+        if original is None:
+            outputs = (runner or blueprint.plain_runners["train"])(leading, own, inputs)
+        else:
+            args, kwargs = blueprint.signature.call(inputs)
+            state = {name: t for name, t in own.items() if blueprint.infos[name].kind != "constant"}
+            with mode_of(original, True):
+                outputs = _called(original, state, args, kwargs)
+    wanted = [*(own[name] for name in learnt), *(t for t in leaves if t.requires_grad)]
+    total = _weighted(outputs)
+    if total is None:
+        return [torch.zeros_like(t) for t in wanted]
+    return list(torch.autograd.grad(total, wanted, allow_unused=True, materialize_grads=True))
+
+
+def _weighted(outputs: Any) -> torch.Tensor | None:
+    """A sum of all numbers of the outputs that have a gradient, each with a weight of its own."""
+    generator, total = torch.Generator().manual_seed(1), None
+    for leaf in torch.utils._pytree.tree_leaves(outputs):
+        if isinstance(leaf, torch.Tensor) and leaf.requires_grad:
+            real = torch.view_as_real(leaf) if leaf.is_complex() else leaf
+            weights = torch.rand(real.shape, generator=generator, dtype=torch.float32).to(real)
+            part = (torch.where(real.isfinite(), real, 0.0) * weights).sum()
+            total = part if total is None else total + part.to(total)
+    return total
 
 
 def check_repeats(

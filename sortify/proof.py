@@ -20,17 +20,19 @@ from sortify.axes.rules.table import position_of
 from sortify.blueprint import Blueprint
 from sortify.difference import difference
 from sortify.dims import Dim
+from sortify.errors import CaptureError
 from sortify.extract import cut, pick, shrink
 from sortify.interpreter import run_side_by_side
 from sortify.lifting import Program
 from sortify.network import used_tensors
-from sortify.original import distance, doubled, in_double
+from sortify.original import distance, doubled, gap, gradients_apart, in_double
 from sortify.prepare import NOTHING, LeftOut
 from sortify.space import Subnet
 from sortify.structure import flatten
 from sortify.trials import AMOUNTS, Tensors, amount_of, clones, few, perturbed, quietly, statistics_of, unsettled
 
 SINGLE, DOUBLE = 1e-5, 1e-10
+GRADIENTS = "gradients (train)"
 ROUNDINGS = 10.0  # an error in float32 may be rounding up to so many times what the original's own rounding makes
 
 
@@ -98,6 +100,8 @@ def _checked(
         shuffled = [permutation(blueprint, noisy, examples, axes, mode) for mode in modes_to_permute(blueprint)]
     noisy = dict(noisy)  # only now: a permutation holds float64 twins
     identities = [identity(blueprint, noisy, examples, mode, original) for mode in ("train", "eval")]
+    if original is not None and blueprint.programs["train"] is not blueprint.programs["eval"]:
+        identities.append(gradients(blueprint, noisy, examples, original))
     subnets = (middle(blueprint), *([blueprint.space.full] if original is None else []))
     slices = [slice_is_extraction(blueprint, noisy, examples, subnet) for subnet in dict.fromkeys(subnets)]
     return Report((*identities, *shuffled, *slices))
@@ -162,6 +166,22 @@ def identity(
         Check(name, error, SINGLE, note),
         lambda: in_double(blueprint, tensors, examples, mode, original, runner, full),
     )
+
+
+def gradients(blueprint: Blueprint, tensors: Tensors, examples: Sequence[torch.Tensor], original: nn.Module) -> Check:
+    """The gradients of the rewritten full model in training mode against the original's; rounding as in `identity`."""
+    given, full = few(blueprint, examples, "train"), (blueprint.space.full.values,)
+    runner = blueprint.sorted_runners["train"]
+    error, single = gradients_apart(blueprint, tensors, given, original, runner, full)
+
+    def exactly() -> tuple[float, float]:
+        try:
+            exact, double = gradients_apart(blueprint, tensors, given, original, runner, full, doubled)
+        except (RuntimeError, CaptureError):  # as of a tensor of zeros that the model makes in the default dtype
+            return float("inf"), 0.0
+        return exact, gap(double, single)
+
+    return _decided(Check(GRADIENTS, error, SINGLE, "full model = original"), exactly)
 
 
 def _decided(single: Check, in_double: Callable[[], tuple[float, float]]) -> Check:

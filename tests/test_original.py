@@ -13,6 +13,8 @@ from zoo import ROW, randomize
 
 from sortify import SortedModel, sortify
 from sortify.errors import CaptureError, ProofError
+from sortify.original import gap
+from sortify.proof import GRADIENTS
 from sortify.rewrite import rewrite
 
 
@@ -127,3 +129,64 @@ def test_what_acts_otherwise_while_it_is_traced_goes_by_parts() -> None:
     assert [path for path, _ in model.captured_parts()] == ["body."]
     assert any("than the graph that torch.export makes of it" in str(frozen) for frozen in model.frozen)
     assert_close_outputs(model(*ROW()), original(*ROW()), 1e-5)
+
+
+class Straight(torch.autograd.Function):
+    """Rounds, and lets gradients through as if it had not (a straight-through estimator, arXiv 1308.3432)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient
+
+
+class Rounded(nn.Module):
+    """Two blocks with rounding between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 6))
+        self.last = nn.Sequential(nn.Linear(6, 24), nn.Tanh(), nn.Linear(24, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(Straight.apply(3 * self.first(x)))  # type: ignore[no-untyped-call]
+
+
+def gradients_of(model: nn.Module) -> dict[str, Tensor]:
+    model.zero_grad()
+    model(*ROW()).square().sum().backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def test_a_backward_pass_of_its_own_stays_outside_of_the_graphs() -> None:
+    original = randomize(Rounded(), 1)
+    model = sortify(original, ROW())
+    assert {path for path, _ in model.captured_parts()} == {"first.", "last."}
+    assert any("trains in another way than the graph" in str(frozen) for frozen in model.frozen)
+    expected = gradients_of(original)
+    assert expected["first.0.weight"].abs().max() > 0
+    for name, gradient in gradients_of(model).items():
+        torch.testing.assert_close(gradient, expected[name])
+
+
+def test_for_evaluation_alone_it_is_captured_whole() -> None:
+    model = sortify(randomize(Rounded(), 1), ROW(), training=False)
+    assert [path for path, _ in model.captured_parts()] == [""]
+    assert all(row.name != GRADIENTS for row in model.report.rows)  # type: ignore[union-attr]
+
+
+def test_gradients_are_part_of_every_proof() -> None:
+    rows = [row for row in sortify(randomize(Amplified(1.0), 1), ROW()).report.rows if row.name == GRADIENTS]  # type: ignore[union-attr]
+    assert [row.passed for row in rows] == [True]
+
+
+def test_the_gap_of_gradients_is_seen() -> None:
+    one = [torch.tensor([1.0, 4.0]), torch.zeros(2)]
+    assert gap(one, one) == 0
+    assert gap(one, [torch.tensor([1.0, 4.0]), torch.tensor([0.0, 1.0])]) == 0.25
+    assert gap([torch.zeros(2)], [torch.ones(2)]) == float("inf")
+    assert gap([torch.zeros(2)], [torch.zeros(2)]) == gap([], []) == 0
+    assert gap([torch.ones(1)], [torch.tensor([float("nan")])]) == float("inf")
