@@ -25,8 +25,7 @@ from sortify.capture import Captured, as_example, capture, examples_to_prove
 from sortify.counting import make_cost_model
 from sortify.depth import Chain, find_chains
 from sortify.dims import Named
-from sortify.errors import AxesError, CaptureError, ProofError
-from sortify.exporting import ExportError
+from sortify.errors import AxesError, CaptureError, ExportError, ProofError
 from sortify.inputs import example_inputs_for
 from sortify.kv_cache import Kept, kept_for
 from sortify.model import SortedModel

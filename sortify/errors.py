@@ -18,6 +18,10 @@ class CaptureError(SortifyError):
     """The model cannot be captured as a graph with the given example inputs."""
 
 
+class ExportError(CaptureError):
+    """The tracer cannot follow the model's code: it may do better on parts of it."""
+
+
 class InputError(SortifyError):
     """A call of a sorted model does not fit what was captured."""
 

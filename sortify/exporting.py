@@ -21,7 +21,7 @@ from torch import fx, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils import _pytree as pytree
 
-from sortify.errors import CaptureError
+from sortify.errors import CaptureError, ExportError
 from sortify.prepare import NOTHING, mode_of, never_skipping, open_dataclasses, quiet_tracing
 from sortify.signature import LeafSpec
 from sortify.symbols import Place
@@ -60,10 +60,6 @@ def describe_place(place: Place, names: Sequence[str], leaves: Sequence[torch.Te
     sequence = dim == 1 and leaf.dim() == 2 and not leaf.dtype.is_floating_point
     meaning = " (the batch size)" if dim == 0 else " (the sequence length)" if sequence else ""
     return f"input '{names[number]}': dimension {dim}{meaning} is fixed at {leaf.shape[dim]}"
-
-
-class ExportError(CaptureError):
-    """The tracer cannot follow the model's code: it may do better on parts of it."""
 
 
 class DrawsError(ExportError):

@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 from torch.fx.node import map_arg
 
-from sortify.errors import CaptureError
+from sortify.errors import CaptureError, ExportError
 from sortify.graphs import register_function
 from sortify.ops import without_dead_code
 from sortify.signature import LeafSpec
@@ -136,8 +136,10 @@ class Lifter:
             return self._unrolled(node, args)
         if node.target is _hop.cond:
             return self._both_branches(node, args)
+        if node.target is _hop.flat_apply:
+            return self._custom_function(node, args)
         if isinstance(node.target, torch._ops.HigherOrderOperator):
-            raise CaptureError(
+            raise ExportError(
                 f"the model decides while it runs what to compute ({node.target}, at {_where(node)}): a graph cannot "
                 "hold that; convert the parts before and after it, or write it without control flow"
             )
@@ -187,7 +189,7 @@ class Lifter:
             return self._region(branches[not chosen], list(inputs))
         results = [list(self._region(branch, list(inputs))) for branch in branches]
         if not isinstance(chosen, fx.Node) or not isinstance(chosen.meta.get("val"), torch.Tensor):
-            raise CaptureError(
+            raise ExportError(
                 f"torch.cond at {_where(node)} is decided by an open size: choose by a tensor, or fix the size"
             )
         self.notes.append(f"torch.cond at {_where(node)} runs both branches and picks the result")
@@ -199,7 +201,7 @@ class Lifter:
         steps = rows[0].meta["val"].shape[0]
         work = len(body.graph.nodes) * steps if isinstance(steps, int) else 0
         if not 0 < work <= LONGEST_LOOP:
-            raise CaptureError(
+            raise ExportError(
                 f"the model loops over {steps} steps ({node.target}, at {_where(node)}): a loop is written out up to "
                 f"{LONGEST_LOOP} operations of a known number of steps; convert the parts before and after it"
             )
@@ -211,6 +213,20 @@ class Lifter:
             made.append(out)
         stacked = [self._op(node, torch.ops.aten.stack.default, list(parts), 0) for parts in zip(*made, strict=True)]
         return [*state, *stacked]
+
+    def _custom_function(self, node: fx.Node, args: tuple[Any, ...]) -> fx.Node:
+        """An autograd function that torch keeps as a call of its own: what it computes, where that is known."""
+        _, structure, *flat = args
+        (function, *given), _ = torch.utils._pytree.tree_unflatten(flat, structure)
+        if function not in FUNCTIONS:
+            raise ExportError(
+                f"the model calls the autograd function {function} at {_where(node)}, "
+                "which torch.export keeps as Python code: a graph cannot hold that; convert the parts before and after "
+                "it, or register it by torch.library.custom_op"
+            )
+        new = self.graph.call_function(FUNCTIONS[function], tuple(given))
+        new.meta = {**_place(node), "val": node.meta.get("val")}
+        return new
 
     def _op(self, origin: fx.Node, op: Any, *args: Any) -> fx.Node:
         """A new op in place of a part of `origin`."""
@@ -233,6 +249,10 @@ LOOPS: dict[Any, Callable[[tuple[Any, ...]], Loop]] = {
     _hop.scan: lambda args: (args[0], args[1], args[2], args[3]),
 }
 LONGEST_LOOP = 4000
+# Autograd functions of torch's own, by the names under which graphs call them, and the ops that they are.
+FUNCTIONS: dict[str, Any] = {
+    "torch._dynamo._trace_wrapped_higher_order_op.ModIndex": torch.ops.aten.index.Tensor,
+}
 DROPPED = {
     torch.ops.aten._assert_tensor_metadata.default,
     torch.ops.aten._assert_scalar.default,

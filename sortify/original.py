@@ -10,8 +10,7 @@ from torch import nn
 
 from sortify.blueprint import Blueprint
 from sortify.difference import difference
-from sortify.errors import CaptureError
-from sortify.exporting import ExportError
+from sortify.errors import CaptureError, ExportError
 from sortify.network import Runner
 from sortify.prepare import mode_of
 from sortify.trials import Tensors, clones, quietly

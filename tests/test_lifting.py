@@ -8,11 +8,12 @@ import pytest
 import torch
 from compare import assert_close_outputs
 from torch import Tensor, nn
+from torch._dynamo._trace_wrapped_higher_order_op import ModIndex
 from torch._higher_order_ops import map as each
 from torch._higher_order_ops.scan import scan
 from torch._higher_order_ops.while_loop import while_loop
 
-from sortify import load, sortify
+from sortify import lifting, load, sortify
 from sortify.capture import capture
 from sortify.errors import CaptureError
 
@@ -135,4 +136,32 @@ def test_a_squeeze_names_its_dimensions() -> None:
 def test_control_flow_is_refused_in_one_line(kind: type[Between], says: str) -> None:
     with pytest.raises(CaptureError, match=says) as refusal:
         capture(kind(), (example(),))
+    assert "\n" not in str(refusal.value)
+
+
+class Looked(nn.Module):
+    """Reads rows by an autograd function that torch keeps as a call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x).relu()
+        out: Tensor = self.last(ModIndex.apply(hidden, [torch.zeros_like(x[:, 0], dtype=torch.long)]))
+        return out
+
+
+def test_an_autograd_function_of_torch_is_the_op_that_it_computes() -> None:
+    x = torch.randn(4, 8)
+    original = Looked().eval()
+    model = sortify(original, (x,)).eval()
+    assert len(model.plan.axes) == 1
+    torch.testing.assert_close(model(x), original(x))
+
+
+def test_other_autograd_functions_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifting, "FUNCTIONS", {})
+    with pytest.raises(CaptureError, match=r"the autograd function .*ModIndex at .*test_lifting.py:\d+") as refusal:
+        capture(Looked(), (torch.randn(4, 8),))
     assert "\n" not in str(refusal.value)
