@@ -40,8 +40,15 @@ WHAT, HOW, DATA, KEEP = "What is trained", "How", "Data", "Checkpoints"
 
 Dims = Annotated[str | None, _option("--dims", "Groups, such as width,depth; all by default; none: full only.", WHAT)]
 LevelText = Annotated[str, _option("--levels", "Levels: 4, or width=4,depth=2, or width=0.25,0.5,1.", WHAT)]
-Sampler = Annotated[str, _option("--sampler", "Which sub-networks a step trains: random or sandwich.", WHAT)]
-Accumulate = Annotated[int | None, _option("--accumulate", "How many; by default random 1, sandwich 4.", WHAT, True)]
+Sampler = Annotated[
+    str,
+    _option(
+        "--sampler", "Which sub-networks a step trains: random, sandwich, stratified, weighted or round-robin.", WHAT
+    ),
+]
+Accumulate = Annotated[
+    int | None, _option("--accumulate", "How many; by default 1, sandwich and stratified 4.", WHAT, True)
+]
 ShareBatch = Annotated[
     bool | None,
     _option("--share-batch/--no-share-batch", "Whether they see the same batch; the sandwich's do.", WHAT),

@@ -54,7 +54,7 @@ from sortify.plan import Axis, Frozen, Plan
 from sortify.portrait import draw_model
 from sortify.profile import MeasuredCost, Profile
 from sortify.proof import Check, Report
-from sortify.samplers import SAMPLERS, make_sampler
+from sortify.samplers import SAMPLERS, make_sampler, register_sampler
 from sortify.scores import Chosen
 from sortify.sources import Source, load_source
 from sortify.space import Space, Subnet, Trained
@@ -113,6 +113,7 @@ __all__ = [
     "load_source",
     "make_sampler",
     "register_rule",
+    "register_sampler",
     "sortify",
     "task_for",
     "write",

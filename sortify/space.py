@@ -182,17 +182,35 @@ class Space:
 
     def sample(self, generator: torch.Generator, **levels: LevelsOf) -> Subnet:
         """One uniform level of each knob, independently (SortedNet, arXiv 2309.00255)."""
-        multiple = self.settings.multiple
-        own = self._levels({k: v if isinstance(v, int) else tuple(v) for k, v in levels.items()}, multiple)
-        knobs = self._knobs_of(own) if levels else self.knobs
-        values = [column.full for column in self._columns.all]
-        drawn = {}
-        for knob in knobs:
-            level = knob.levels[int(torch.randint(len(knob.levels), (1,), generator=generator))]
+        return self.chosen(
+            [int(torch.randint(count, (1,), generator=generator)) for count in self.choices(**levels)], **levels
+        )
+
+    def choices(self, **levels: LevelsOf) -> list[int]:
+        """How many levels each knob has, in order: a group, or a single axis where the space unties it.
+
+        Args:
+            levels: per group, kind, pattern or name, as for `grid`; none at all means those of the space.
+        """
+        return [len(knob.levels) for knob in self._knobs_for(levels)]
+
+    def chosen(self, places: Sequence[int], **levels: LevelsOf) -> Subnet:
+        """The sub-network with each knob at the level of this number (0: smallest, -1: largest).
+
+        Args:
+            places: one number per knob, see `choices`; levels: the same as there.
+        """
+        values, drawn = [column.full for column in self._columns.all], {}
+        for knob, place in zip(self._knobs_for(levels), places, strict=True):
+            level = knob.levels[place]
             drawn[knob.name] = level.fraction
-            for place, size in zip(knob.columns, level.sizes, strict=True):
-                values[place] = size
+            for column, size in zip(knob.columns, level.sizes, strict=True):
+                values[column] = size
         return self._subnet(values, drawn)
+
+    def _knobs_for(self, levels: Mapping[str, LevelsOf]) -> tuple[Knob, ...]:
+        own = {name: value if isinstance(value, int) else tuple(value) for name, value in levels.items()}
+        return self._knobs_of(self._levels(own, self.settings.multiple)) if levels else self.knobs
 
     # -- many
 

@@ -28,8 +28,8 @@ class TrainConfig:
         levels: evenly spaced levels per group, or levels per group by name; see `sortify.samplers.levels_for`.
         untied: kinds, groups or patterns of axes that are drawn one by one, such as ("inner",).
         multiple: widths are rounded to multiples of this number of units.
-        sampler: which sub-networks a step trains: "random" (SortedNet) or "sandwich" (US-Nets).
-        accumulate: sub-networks per optimiser step (g_acc); None for the sampler's usual number (random 1, sandwich 4).
+        sampler: which sub-networks a step trains, a name in `sortify.SAMPLERS`: "random" (SortedNet), "sandwich" ...
+        accumulate: sub-networks per optimiser step (g_acc); None for the sampler's usual number (1, or 4).
         share_batch: whether all sub-networks of a step see the same mini-batch, or each the next one; None for the
             sampler's way (the sandwich shares, so that its members differ in nothing but size).
         epochs: passes over the training data, where `steps` is None.

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
 import pytest
 import torch
 from training_models import make_model
 
+from sortify import samplers
 from sortify.errors import TrainingError
-from sortify.samplers import SAMPLERS, RandomSampler, Sampler, corner, levels_for, make_sampler, register
-from sortify.space import Subnet
+from sortify.samplers import (
+    SAMPLERS,
+    Levels,
+    RandomSampler,
+    Sampler,
+    corner,
+    levels_for,
+    make_sampler,
+    register_sampler,
+)
+from sortify.space import Space, Subnet
 
 SPACE = make_model("mlp").space
 LEVELS = levels_for(SPACE, ("width", "depth"))
@@ -23,7 +37,7 @@ def draws(sampler: Sampler, seed: int, steps: int) -> list[list[Subnet]]:
 def test_a_sampler_repeats_itself_from_the_same_seed_only(name: str) -> None:
     sampler = make_sampler(name, SPACE, LEVELS, 4)
     assert draws(sampler, 1, 8) == draws(sampler, 1, 8)
-    assert draws(sampler, 1, 8) != draws(sampler, 2, 8)
+    assert (draws(sampler, 1, 8) != draws(sampler, 2, 8)) == (name != "round-robin")
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -96,12 +110,88 @@ def test_wrong_levels_are_refused(dims: tuple[str, ...], levels: object, message
 
 
 def test_wrong_names_and_counts_are_refused() -> None:
-    with pytest.raises(TrainingError, match="unknown sampler 'best'; there are random, sandwich"):
+    with pytest.raises(TrainingError, match="unknown sampler 'best'; there are random, round-robin, sandwich"):
         make_sampler("best", SPACE, LEVELS)
     with pytest.raises(TrainingError, match="must be 1 or more, got 0"):
         make_sampler("random", SPACE, LEVELS, 0)
 
 
+class Nothing:
+    name = "nothing"
+
+
+def test_round_robin_takes_each_combination_once_a_round() -> None:
+    for count in (1, 4):
+        drawn = [s for step in draws(make_sampler("round-robin", SPACE, LEVELS, count), 0, 32 // count) for s in step]
+        first, second = drawn[:16], drawn[16:]
+        assert set(first) == set(second) == set(SPACE.grid(**dict(LEVELS)))
+        assert first != second
+
+
+def test_round_robin_refuses_what_no_training_gets_through() -> None:
+    sampler = make_sampler(
+        "round-robin", make_model("mlp", depth=4).space.untied("width"), levels_for(SPACE, ("width",), 40)
+    )
+    with pytest.raises(TrainingError, match=r"goes through 1,048,576 combinations of levels at most, here are [\d,]+"):
+        sampler.draw(torch.Generator(), 0)
+
+
+def test_stratified_draws_spread_over_the_levels_of_each_group() -> None:
+    for drawn in draws(make_sampler("stratified", SPACE, LEVELS, 4), 0, 50):
+        for group, fractions in LEVELS:
+            assert sorted(dict(subnet.fractions)[group] for subnet in drawn) == list(fractions)
+    independent = draws(make_sampler("random", SPACE, LEVELS, 4), 0, 50)
+    assert any(len({dict(subnet.fractions)["width"] for subnet in drawn}) < 4 for drawn in independent)
+
+
+def test_weighted_draws_take_the_largest_more_often() -> None:
+    drawn = [dict(s.fractions) for step in draws(make_sampler("weighted", SPACE, LEVELS, 4), 3, 1000) for s in step]
+    for group, fractions in LEVELS:
+        shares = [sum(own[group] == fraction for own in drawn) / len(drawn) for fraction in fractions]
+        assert shares == pytest.approx([1 / 4.5] * 3 + [1.5 / 4.5], abs=0.03)  # four standard deviations
+
+
+@pytest.mark.parametrize("name", ["round-robin", "stratified", "weighted"])
+def test_untied_axes_are_drawn_on_their_own(name: str) -> None:
+    model = make_model("mlp", depth=2)
+    space = model.space.untied("inner")
+    sampler = make_sampler(name, space, levels_for(space, ("width",), 2), 2)
+    found = {subnet for step in draws(sampler, 0, 40) for subnet in step}
+    inner = [{size for axis, size in subnet.sizes if "inner" in axis} for subnet in found]
+    assert any(len(sizes) > 1 for sizes in inner)
+
+
+def test_a_sampler_of_ones_own_has_a_few_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samplers, "SAMPLERS", dict(SAMPLERS))
+
+    @samplers.register_sampler
+    @dataclass(frozen=True)
+    class Ends:
+        name: ClassVar[str] = "ends"
+        shares_batch: ClassVar[bool] = True
+        usual_count: ClassVar[int] = 2
+        space: Space
+        levels: Levels
+        count: int
+
+        def draw(self, generator: torch.Generator, step: int) -> list[Subnet]:
+            return [corner(self.space, self.levels, -(number % 2)) for number in range(self.count)]
+
+    assert samplers.make_sampler("ends", SPACE, LEVELS).draw(torch.Generator(), 0) == [
+        corner(SPACE, LEVELS, 0),
+        SPACE.full,
+    ]
+
+
 def test_the_table_refuses_a_name_twice() -> None:
     with pytest.raises(ValueError, match="'random' exists already"):
-        register(RandomSampler)
+        register_sampler(RandomSampler)
+    with pytest.raises(ValueError, match="needs shares_batch, usual_count, draw; Nothing lacks them"):
+        register_sampler(Nothing)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_command_line_and_its_page_name_every_sampler(name: str) -> None:
+    root = Path(__file__).parents[1]
+    for file in ("cli/train.py", "docs/commands.md"):
+        assert name in (root / file).read_text("utf-8")
