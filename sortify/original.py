@@ -108,7 +108,7 @@ def _gradients(
     """Of the original, or else of a graph: zeros where there is no gradient, and nothing where there is none at all."""
     own = clones(tensors, blueprint)
     learnt = [n for n, t in own.items() if blueprint.infos[n].kind == "parameter" and t.is_floating_point()]
-    own |= {name: own[name].detach().clone().requires_grad_() for name in learnt}
+    own |= {name: own[name].detach().requires_grad_() for name in learnt}
     leaves = [t.detach().clone().requires_grad_(t.is_floating_point()) for t in examples]
     inputs = [t.clone() for t in leaves]  # what is no leaf may be changed in place
     with torch.random.fork_rng(), torch.enable_grad():
