@@ -134,7 +134,8 @@ def _pixels(wish: Wish) -> Tensor:
         size = (size.get("height", 64), size.get("width", 64))
     height, width = (size, size) if isinstance(size, int) else (list(size) * 2)[:2]
     frames = wish.number("num_frames")
-    middle = (frames,) if isinstance(frames, int) else (2,) if wish.variant % 2 else ()
+    told, other = ((frames,), ()) if isinstance(frames, int) else ((), (2,))
+    middle = other if wish.variant % 2 else told
     return wish.normal(BATCH, *middle, _channels(wish), height, width)
 
 
