@@ -50,6 +50,9 @@ def run(
     opaque: Annotated[
         str, typer.Option("--opaque", metavar="PATTERNS", help="Modules not to look into: 'encoder.pooler'.")
     ] = "",
+    eval_only: Annotated[
+        bool, typer.Option("--eval-only", help="Capture evaluation mode alone: for models that are not to be trained.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that has been trained.")] = False,
     verbose: Verbose = False,
 ) -> None:
@@ -59,7 +62,16 @@ def run(
     found = sortify.load_source(source, trust=trust, input=input)
     module, examples = _callable(found, source)
     fixed, freed, closed = (_patterns(text) for text in (fix, free, opaque))
-    model = sortify.sortify(module, examples, fix=fixed, free=freed, opaque=closed, progress=True, source=source)
+    model = sortify.sortify(
+        module,
+        examples,
+        training=not eval_only,
+        fix=fixed,
+        free=freed,
+        opaque=closed,
+        progress=True,
+        source=source,
+    )
     model.save(dir)
     for name in LEFT_BY_TRAINING:
         _remove(dir / name)

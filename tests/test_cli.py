@@ -371,6 +371,14 @@ def test_an_exported_program(tmp_path: Path) -> None:
     works(tmp_path, "train", "--steps", "1")
 
 
+def test_evaluation_alone_is_captured_on_request(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    text = works(tmp_path, "convert", "model.pt", "--eval-only").stdout
+    assert "gradients" not in text
+    assert any("only evaluation was captured" in frozen.why for frozen in sortify.load(tmp_path / "sorted").frozen)
+    assert "gradients" in works(tmp_path, "convert", "model.pt", "--overwrite").stdout
+
+
 def test_a_factory_of_the_working_folder(tmp_path: Path) -> None:
     lines = (
         "from torch import nn",
