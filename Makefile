@@ -55,8 +55,9 @@ zoo-full: $(READY) ## all other timm names, evaluation only; hours, resumable
 bench: $(READY) ## a training step inside the family against the extracted model's: time and memory of four models; minutes
 	OMP_NUM_THREADS=1 $(BIN)/python examples/bench_step.py --page docs/step-cost.md
 
-bench-cost: $(READY) ## how many sub-networks of a ResNet-50 are costed per second, on one core
+bench-cost: $(READY) ## how many sub-networks of a ResNet-50 are costed per second, and a budget among a million, on one core
 	OMP_NUM_THREADS=1 $(BIN)/python examples/bench_cost.py
+	OMP_NUM_THREADS=1 $(BIN)/python examples/bench_lookup.py
 
 check-costs: $(READY) ## predicted against counted costs of 12 library models, 50 sub-networks each; minutes, resumable
 	OMP_NUM_THREADS=1 $(BIN)/python examples/check_costs.py --out out/check_costs.jsonl
