@@ -198,9 +198,10 @@ def _outcome(
 
 
 def _called(module: nn.Module, state: dict[str, torch.Tensor], args: Any, kwargs: Any) -> Any:
-    """The original's own output; where it cannot run, the example inputs are at fault."""
+    """The original's own output, nothing of it compiled; where it cannot run, the example inputs are at fault."""
     try:
-        return torch.func.functional_call(module, state, args, kwargs)
+        with torch.compiler.set_stance("force_eager"):
+            return torch.func.functional_call(module, state, args, kwargs)
     except Exception as error:
         text = f"{type(error).__name__}: {error}".splitlines()[0]
         raise CaptureError(f"{type(module).__name__} itself does not run on the example inputs: {text}") from error
