@@ -19,7 +19,7 @@ else:
     from .lazy import sortify
 
 TRAINING = "training"
-LEFT_BY_TRAINING = (TRAINING, "evaluation.json", "evaluation.png", "evaluation.svg")
+LEFT_BY_TRAINING = (TRAINING, *(f"evaluation.{end}" for end in ("json", "csv", "png", "svg")), "report.html")
 REASONS = 3
 """Reasons for fixed dimensions that are told; `inspect` tells them all."""
 

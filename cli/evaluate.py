@@ -53,7 +53,7 @@ def run(
     device: Device = "auto",
     verbose: Verbose = False,
 ) -> None:
-    """Measure sub-networks on the test data: a table, evaluation.json and a picture in DIR."""
+    """Measure sub-networks on the test data: a table, and in DIR evaluation.json, evaluation.csv and a picture."""
     text = required_data(data)
     model = sortify.load(dir).to(read_device(device))
     members = _members(model, grid)
@@ -77,9 +77,11 @@ def run(
             directory=dir,
             progress=lambda done, _, row: bar.update(line, completed=done, description=str(row.subnet)),
         )
+    if not speaks():
+        return
     show(found.table())
     picture, _ = sortify.draw(found, dir / "evaluation.png")
-    say(f"saved: {dir / 'evaluation.json'}, {picture}")
+    say(f"saved: {dir / 'evaluation.json'}, {dir / 'evaluation.csv'}, {picture}")
 
 
 def _members(model: sortify.SortedModel, grid: str | None) -> list[sortify.Subnet]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -124,9 +125,11 @@ def parse_sizes(text: str) -> dict[str, int]:
 
 
 def read_device(name: str) -> Any:
-    """A device by its name; `auto` is a GPU where there is one."""
+    """A device by its name; `auto` is a GPU where there is one, and of several processes each takes its own."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        place = os.environ.get("LOCAL_RANK")
+        gpu = "cuda" if place is None else f"cuda:{int(place) % max(1, torch.cuda.device_count())}"
+        return torch.device(gpu if torch.cuda.is_available() else "cpu")
     try:
         return torch.device(name)
     except RuntimeError:

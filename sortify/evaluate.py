@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import PartialState
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from sortify.batches import preserved_chance
+from sortify.batches import Share, preserved_chance
 from sortify.data import Data
 from sortify.errors import DataError
 from sortify.files import replacing
@@ -141,9 +145,34 @@ class Evaluation:
             raise DataError(f"not an evaluation: {type(error).__name__} {error}") from None
         return cls(texts[0], texts[1], texts[2], full, flops, texts[3], tuple(rows), str(stored.get("weights", "")))
 
+    def to_csv(self) -> str:
+        """Return comma-separated lines, a head and one for each row.
+
+        Columns: the sub-network in words, the fraction kept of every group, the metrics, the score relative to the full
+        model's, parameters, FLOPs, their share of the full model's, and whether the row is on the front. What a row
+        does not have stays empty.
+        """
+        groups = self.groups
+        metrics = list(dict.fromkeys(name for row in self.rows for name in row.metrics))
+        text = io.StringIO(newline="")
+        lines = csv.writer(text, lineterminator="\n")
+        lines.writerow(["subnet", *groups, *metrics, "relative", "params", "flops", "flops_share", "front"])
+        for row in self.rows:
+            fractions = dict(row.subnet.fractions)
+            own = [*(fractions.get(name, "") for name in groups), *(row.metrics.get(name, "") for name in metrics)]
+            relative = _plain(self.relative(row))
+            share, front = row.flops / max(1, self.full_flops), str(row.front).lower()
+            lines.writerow([str(row.subnet), *own, relative, row.params, row.flops, share, front])
+        return text.getvalue()
+
+    @property
+    def groups(self) -> list[str]:
+        """What the rows' sub-networks were made from: `width`, `depth`, or single axes, in the order of the rows."""
+        return list(dict.fromkeys(name for row in self.rows for name, _ in row.subnet.fractions))
+
     def table(self) -> Table:
         """Return a table for the terminal, largest sub-network first; the front is marked with a star."""
-        groups = list(dict.fromkeys(name for row in self.rows for name, _ in row.subnet.fractions))
+        groups = self.groups
         caption = f"{self.task} on {self.data}; * no cheaper sub-network scores as well"
         table = Table(caption=caption, box=SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
         score = self.metric.replace("_", " ")
@@ -207,14 +236,17 @@ def evaluate(
     Batch-norm statistics are collected anew for each, on training batches. Afterwards the model is as before (the same
     sub-network active, the same mode), and knows its scores: `model.choose` uses them.
 
+    In several processes (`torchrun`, `accelerate launch`) every process must make this call; each measures its share of
+    the sub-networks on all the data, the first one writes, and all return the same.
+
     Args:
         model: a sorted model, on the device where it shall run.
         data: test batches to measure on, training batches to recalibrate with.
         task: see `sortify.tasks.task_for`.
         grid: the sub-networks; the trained ones (`model.space.landmarks()`) if not given.
         recalibrate_batches: training batches for batch-norm statistics.
-        directory: where `evaluation.json` goes, after each row; rows of the same weights and data that stand
-            there already are kept and not measured again. None writes nothing.
+        directory: where `evaluation.json` and `evaluation.csv` go, after each row; rows of the same weights and data
+            that stand there already are kept and not measured again. None writes nothing.
         progress: called after each row with (rows done, rows in all, row).
 
     Raises:
@@ -224,25 +256,66 @@ def evaluate(
     if not wanted:
         raise DataError("there are no sub-networks to evaluate")
     measure = _Measure(model, data, task, recalibrate_batches)
-    evaluation = measure.empty()
+    evaluation, share = measure.empty(), measure.share()
     path = None if directory is None else Path(directory) / FILE_NAME
-    stored = read_evaluation(path) if path is not None else None
-    known = stored.rows if stored is not None and stored.fingerprint == evaluation.fingerprint else ()
-    done = {row.subnet: row for row in known}
+    done = _known(path, evaluation, share)
+    kept = [subnet for subnet in wanted if subnet in done]
+    told = _Told(progress, len(wanted))
+    told.add(done[subnet] for subnet in kept)
     with preserved_chance():
-        for index, subnet in enumerate(wanted):
-            if subnet not in done:
-                done[subnet] = measure(subnet)
-                if path is not None:
-                    write_evaluation(evaluation.of(done.values()), path)
-            if progress is not None:
-                progress(index + 1, len(wanted), done[subnet])
+        for rows in _rounds([subnet for subnet in wanted if subnet not in done], measure, share):
+            done.update((row.subnet, row) for row in rows)
+            if path is not None and share.rank == 0:
+                write_evaluation(evaluation.of(done.values()), path)
+            told.add(rows)
     evaluation = evaluation.of(replace(done[subnet], subnet=subnet) for subnet in wanted)
-    if path is not None:
+    if path is not None and share.rank == 0:
         write_evaluation(evaluation, path)
     scores = {row.subnet: evaluation.score(row) for row in evaluation.rows}
     model.record_scores(Scores(evaluation.metric, evaluation.weights, scores))
     return evaluation
+
+
+def _known(path: Path | None, evaluation: Evaluation, share: Share) -> dict[Subnet, Row]:
+    """The rows of these weights and data that stand in the file already, as the first process reads them."""
+    stored = read_evaluation(path) if path is not None and share.rank == 0 else None
+    rows = stored.rows if stored is not None and stored.fingerprint == evaluation.fingerprint else ()
+    if share.world > 1:
+        sent: list[Any] = [rows]
+        torch.distributed.broadcast_object_list(sent, src=0)
+        rows = sent[0]
+    return {row.subnet: row for row in rows}
+
+
+def _rounds(missing: Sequence[Subnet], measure: _Measure, share: Share) -> Iterator[list[Row]]:
+    """Measure sub-networks, in each round one in every process, and yield the rows of all.
+
+    Several processes take the dearest first, so that those of one round cost about the same.
+    """
+    if share.world > 1:
+        missing = sorted(missing, key=lambda subnet: -measure.flops(subnet))
+    for start in range(0, len(missing), share.world):
+        own = missing[start : start + share.world][share.rank : share.rank + 1]
+        rows = [measure(subnet) for subnet in own]
+        if share.world > 1:
+            found: list[Any] = [None] * share.world
+            torch.distributed.all_gather_object(found, rows)
+            rows = [row for each in found for row in each]
+        yield rows
+
+
+class _Told:
+    """Tells of rows, one after the other."""
+
+    def __init__(self, progress: Callable[[int, int, Row], None] | None, total: int) -> None:
+        self._progress, self._total, self._count = progress, total, 0
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Tell of more rows."""
+        for row in rows:
+            self._count += 1
+            if self._progress is not None:
+                self._progress(self._count, self._total, row)
 
 
 def read_evaluation(path: Path) -> Evaluation | None:
@@ -254,9 +327,15 @@ def read_evaluation(path: Path) -> Evaluation | None:
 
 
 def write_evaluation(evaluation: Evaluation, path: Path) -> None:
-    """Write an evaluation file, whole or not at all."""
-    with replacing(path) as draft:
-        draft.write_text(json.dumps(evaluation.to_json(), indent=1))
+    """Write an evaluation as JSON, and as CSV beside it, each file whole or not at all."""
+    for target, text in ((path, json.dumps(evaluation.to_json(), indent=1)), (table_path(path), evaluation.to_csv())):
+        with replacing(target) as draft:
+            draft.write_text(text)
+
+
+def table_path(path: Path) -> Path:
+    """The CSV file beside an evaluation's JSON file."""
+    return path.with_suffix(".csv")
 
 
 class _Measure:
@@ -265,6 +344,19 @@ class _Measure:
     def __init__(self, model: SortedModel, data: Data, task: Task, batches: int) -> None:
         self._model, self._data, self._task, self._batches = model, data, task, batches
         self._device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+    def share(self) -> Share:
+        """This process among those that run together; they meet here if they have not met before."""
+        processes = torch.distributed
+        if not processes.is_available():
+            return Share()
+        if not processes.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            PartialState(cpu=self._device.type == "cpu")
+        return Share(processes.get_rank(), processes.get_world_size()) if processes.is_initialized() else Share()
+
+    def flops(self, subnet: Subnet) -> int:
+        """What a sub-network costs."""
+        return self._model.cost(subnet).flops
 
     def empty(self) -> Evaluation:
         """Return an evaluation without rows."""

@@ -1,13 +1,16 @@
-"""Several processes train as one does."""
+"""Several processes train and evaluate as one does."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -61,3 +64,63 @@ def test_two_processes_lose_as_much_as_one(tmp_path: Path) -> None:
 def test_the_comparison_can_fail() -> None:
     assert not close([1.0], [1.0, 1.0], 1.0)
     assert not close([1.0, 2.0], [1.0, 2.1], 1e-5)
+
+
+# --- evaluation ------------------------------------------------------------------------------------------------------
+
+GRID = "width=4,depth=4"
+
+
+def evaluation(directory: Path, processes: int) -> subprocess.Popen[str]:
+    """`sortify evaluate` on the digits in one process or several."""
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(free_port())]
+    words = ["sortify_cli", "evaluate", str(directory), "--data", "digits", "--grid", GRID, "--device", "cpu"]
+    command = [sys.executable, *(launcher if processes > 1 else []), "-m", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes)  # type: ignore[call-overload,no-any-return]
+
+
+def evaluated(directory: Path, processes: int) -> tuple[str, dict[str, Any], str]:
+    """Evaluate to the end; return what was printed, evaluation.json and evaluation.csv."""
+    running = evaluation(directory, processes)
+    said, complaints = running.communicate(timeout=280)
+    assert running.returncode == 0, complaints[-3000:]
+    stored = json.loads((directory / "evaluation.json").read_text())
+    return said, stored, (directory / "evaluation.csv").read_text()
+
+
+def rows_in(directory: Path) -> dict[str, Any]:
+    """The rows that stand in a file now, by sub-network."""
+    path = directory / "evaluation.json"
+    stored = json.loads(path.read_text()) if path.exists() else {"rows": []}
+    return {json.dumps(row["subnet"]["fractions"]): row for row in stored["rows"]}
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_as_one_does_and_keep_what_was_measured(tmp_path: Path) -> None:
+    model = make_model("bn", seed=1)
+    for name in ("one", "two"):
+        model.save(tmp_path / name)
+    said, stored, table = evaluated(tmp_path / "one", 1)
+    running = evaluation(tmp_path / "two", 2)
+    while running.poll() is None and len(rows_in(tmp_path / "two")) < 2:
+        time.sleep(0.01)
+    if running.poll() is None:
+        os.killpg(running.pid, signal.SIGKILL)
+    running.communicate()
+    kept = rows_in(tmp_path / "two")
+    alone = rows_in(tmp_path / "one")
+    assert len(kept) >= 2
+    assert all(row["metrics"] == alone[name]["metrics"] for name, row in kept.items())
+    poisoned = json.loads((tmp_path / "two" / "evaluation.json").read_text())
+    poisoned["rows"][0]["metrics"]["loss"] = 123.0  # shows whether this row is measured again
+    (tmp_path / "two" / "evaluation.json").write_text(json.dumps(poisoned))
+    found_said, found, found_table = evaluated(tmp_path / "two", 2)
+    assert (found == stored, found_table == table) == (False, False)
+    (wrong,) = (row for row in found["rows"] if row["metrics"]["loss"] == 123.0)
+    wrong["metrics"]["loss"] = alone[json.dumps(wrong["subnet"]["fractions"])]["metrics"]["loss"]
+    assert found == stored
+    assert len(found_table.splitlines()) == len(table.splitlines()) == len(stored["rows"]) + 1 == 17
+    assert found_said.count("saved:") == said.count("saved:") == 1
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}

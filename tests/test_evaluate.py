@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 from dataclasses import replace
@@ -177,6 +179,33 @@ def test_what_is_no_evaluation_is_refused(damage: dict[str, Any]) -> None:
         del stored["metric"]
     with pytest.raises(DataError, match="evaluation"):
         Evaluation.from_json(stored)
+
+
+def test_the_csv_file_holds_every_row_of_the_json_file(tmp_path: Path) -> None:
+    model, data = make_model("mlp"), load_data("digits")
+    found = evaluate(model, data, Classification(), model.space.grid(width=2, depth=2), directory=tmp_path)
+    with (tmp_path / "evaluation.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == len(found.rows) == 4
+    for line, row in zip(lines, found.rows, strict=True):
+        assert line["subnet"] == str(row.subnet)
+        assert {name: float(line[name]) for name in found.groups} == dict(row.subnet.fractions)
+        assert {name: float(line[name]) for name in row.metrics} == dict(row.metrics)
+        assert float(line["relative"]) == found.relative(row)
+        assert (int(line["params"]), int(line["flops"])) == (row.params, row.flops)
+        assert float(line["flops_share"]) == row.flops / found.full_flops
+        assert line["front"] == ("true" if row.front else "false")
+    assert {line["front"] for line in lines} == {"true", "false"}
+
+
+def test_the_csv_file_leaves_empty_what_a_row_does_not_have() -> None:
+    odd = Subnet((("a,b", 3),), (), (("a,b", 0.5),))
+    found = made({odd: (250, 0.6), subnet(0.5): (500, 0.7)})
+    first, second, third = csv.reader(io.StringIO(found.to_csv()))
+    assert first[:4] == ["subnet", "a,b", "width", "depth"]
+    assert second[:4] == [str(odd), "0.5", "", ""]
+    assert third[:4] == ["width=0.5 depth=1", "", "0.5", "1.0"]
+    assert second[first.index("relative")] == third[first.index("relative")] == ""
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path: Path) -> None:
