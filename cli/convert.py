@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .options import SORTED, Verbose
-from .show import amount, cost_table, counted, elastic_share, ends, frozen_reasons, proof_table, say, show, table, warn
+from .show import amount, cost_table, counted, proof_table, say, show, table, warn
 
 if TYPE_CHECKING:
     import sortify
@@ -119,15 +119,16 @@ def _report(model: sortify.SortedModel, name: str) -> None:
     for chain in model.chains.values():
         made.add_row("depth", "1", f"{chain.name}: {counted(len(chain.blocks), 'block')}")
     show(made)
-    show(cost_table(model, ends(model)))
-    say(f"elastic: {elastic_share(model):.2%} of {amount(model.cost(model.space.full).params)} parameters")
+    show(cost_table(model, sortify.describe.ends(model)))
+    elastic = sortify.describe.elastic_share(model)
+    say(f"elastic: {elastic:.2%} of {amount(model.cost(model.space.full).params)} parameters")
     say(f"fixed: {_fixed(model)}")
     if model.report is not None:
         show(proof_table(model.report))
 
 
 def _fixed(model: sortify.SortedModel) -> str:
-    reasons = frozen_reasons(model)
+    reasons = sortify.describe.frozen_reasons(model)
     told = [f"{why} ({count})" for why, count in reasons[:REASONS]]
     rest = len(reasons) - len(told)
     return (

@@ -10,25 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .options import SORTED, Directory, Verbose
-from .show import (
-    alike,
-    amount,
-    common_name,
-    cost_table,
-    counted,
-    elastic_share,
-    ends,
-    frozen_reasons,
-    kept_table,
-    order_text,
-    parameter_counts,
-    profile_text,
-    reason,
-    say,
-    show,
-    table,
-    trained_text,
-)
+from .show import amount, cost_table, counted, kept_table, say, show, table
 
 if TYPE_CHECKING:
     import sortify
@@ -57,7 +39,7 @@ def run(
     verbose: Verbose = False,
 ) -> None:
     """Show axes, depth, what is fixed and why, costs, and what was trained."""
-    model = sortify.load(dir, runnable=False)
+    model, describe = sortify.load(dir, runnable=False), sortify.describe
     if picture is not None:
         say(f"saved: {sortify.draw_model(model, picture)}")
         return
@@ -67,29 +49,31 @@ def run(
     if why:
         show(_why(model))
         return
-    say(f"{dir}: from {model.source or 'a module'}; trained: {trained_text(model)}{order_text(model)}")
+    trained = f"{describe.trained_text(model)}{describe.order_text(model)}"
+    say(f"{dir}: from {model.source or 'a module'}; trained: {trained}")
     show(_axes(model, every))
     if model.chains:
         show(_chains(model, every))
-    show(cost_table(model, ends(model)))
-    show(kept_table(model, "half of all", ends(model)["half of all"]))
+    ends = describe.ends(model)
+    show(cost_table(model, ends))
+    show(kept_table(model, "half of all", ends["half of all"]))
     if model.profiled is not None:
-        say(profile_text(model.profiled))
+        say(describe.profile_text(model.profiled))
     if model.frozen:
         show(_frozen(model))
-    say(f"elastic: {elastic_share(model):.2%} of {amount(model.cost(model.space.full).params)} parameters")
+    say(f"elastic: {describe.elastic_share(model):.2%} of {amount(model.cost(model.space.full).params)} parameters")
 
 
 def facts(model: sortify.SortedModel) -> dict[str, Any]:
     """Everything that the tables show, as JSON values."""
-    trained = model.space.trained
+    trained, describe = model.space.trained, sortify.describe
     return {
         "source": model.source,
         "axes": [asdict(axis) for axis in model.axes.values()],
         "chains": {chain.name: [block.name for block in chain.blocks] for chain in model.chains.values()},
         "frozen": [asdict(frozen) for frozen in model.frozen],
-        "costs": {name: asdict(model.cost(member)) for name, member in ends(model).items()},
-        "elastic": elastic_share(model),
+        "costs": {name: asdict(model.cost(member)) for name, member in describe.ends(model).items()},
+        "elastic": describe.elastic_share(model),
         "trained": None if trained is None else trained.to_json(),
         "ordered": {"units": model.ordered, "blocks": model.blocks_ranked},
         "profile": None if model.profiled is None else model.profiled.to_json(),
@@ -99,14 +83,15 @@ def facts(model: sortify.SortedModel) -> dict[str, Any]:
 
 def _axes(model: sortify.SortedModel, every: bool) -> Any:
     """One row for axes of one kind and size whose names differ in numbers only, or one for each."""
-    counts = parameter_counts(model)
+    axes, describe = list(model.axes.values()), sortify.describe
+    counts = describe.parameter_counts(model)
     whole = max(1, sum(counts.values()))
     numbers = ("number", "size", "levels", "tensors", "% of parameters", "% of FLOPs")
     made = table("axis", "kind", *numbers, right=numbers, title=counted(len(model.axes), "axis", "axes"))
-    for own in [[axis] for axis in model.axes.values()] if every else alike(list(model.axes.values())):
+    for own in [[axis] for axis in axes] if every else describe.alike(axes):
         tensors = {name for axis in own for name in axis.parameters}
         made.add_row(
-            common_name([axis.name for axis in own]),
+            describe.common_name([axis.name for axis in own]),
             own[0].kind,
             str(len(own)),
             str(own[0].size),
@@ -132,8 +117,8 @@ def _chains(model: sortify.SortedModel, every: bool) -> Any:
 def _frozen(model: sortify.SortedModel) -> Any:
     """One row per reason, with the first place."""
     made = table("fixed because", "times", "for instance", right=("times",), title="what is not elastic")
-    first = {reason(frozen): frozen.where for frozen in reversed(model.frozen)}
-    for why, count in frozen_reasons(model):
+    first = {sortify.describe.reason(frozen): frozen.where for frozen in reversed(model.frozen)}
+    for why, count in sortify.describe.frozen_reasons(model):
         made.add_row(why, str(count), first[why])
     return made
 

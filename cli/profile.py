@@ -8,7 +8,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .options import SORTED, Device, Directory, Verbose, parse_sizes, read_device
-from .show import amount, console, profile_text, say, show, speaks, table, warn
+from .show import amount, console, say, show, speaks, table, warn
 
 if TYPE_CHECKING:
     import sortify
@@ -41,7 +41,7 @@ def run(
             **parse_sizes(sizes),
         )
     show(_table(model, found))
-    say(profile_text(found))
+    say(sortify.describe.profile_text(found))
     for name, fit in (("latency", found.latency), ("memory", found.memory)):
         if fit.error > COARSE:
             warn(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -14,11 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    import torch
-
     import sortify
 else:
-    from .lazy import torch
+    from .lazy import sortify
 
 WIDE = 140
 """Columns where there is no terminal."""
@@ -97,8 +93,8 @@ def cost_table(
     metrics = ["params", "flops", "activation_bytes", *(["cache_bytes"] if full.cache_bytes else [])]
     columns = (*(TITLES[metric] for metric in metrics), *(("latency", "memory") if measured else ()))
     made = table("sub-network", "", *columns, right=columns)
-    at = f"one call at {sizes_text(sizes)}" if sizes else ""
-    at += f"; latency and memory at {sizes_text(own)}" if measured and own != sizes else ""
+    at = f"one call at {sortify.describe.sizes_text(sizes)}" if sizes else ""
+    at += f"; latency and memory at {sortify.describe.sizes_text(own)}" if measured and own != sizes else ""
     made.caption = at or None
     made.caption_justify = "left"
     for name, member in members.items():
@@ -115,21 +111,6 @@ def measured_texts(model: sortify.SortedModel, member: sortify.Subnet) -> tuple[
     return f"{1e3 * told.latency:.3g} ms", f"{amount(told.memory)}B"
 
 
-def sizes_text(sizes: Mapping[str, int]) -> str:
-    """`batch=1, sequence=128`."""
-    return ", ".join(f"{name}={size}" for name, size in sizes.items())
-
-
-def profile_text(profile: sortify.Profile) -> str:
-    """Where a profile was measured and how well it predicts, on one line."""
-    facts = dict(profile.machine)
-    place = ", ".join(f"{name} {facts[name]}" for name in ("device", "processor", "threads", "dtype") if name in facts)
-    sizes = sizes_text(dict(profile.sizes))
-    fits = ((name, fit) for name, fit in (("latency", profile.latency), ("memory", profile.memory)))
-    off = "; ".join(f"{name} {fit.error:.1%} off in the median, {fit.worst:.1%} at most" for name, fit in fits)
-    return f"profile ({place}{'; ' + sizes if sizes else ''}): each of {len(profile.rows)} from the others: {off}"
-
-
 def proof_table(report: sortify.Report) -> Table:
     """The checks of a proof, one a line."""
     made = table("check", "error", "allowed", "", "what", right=("error", "allowed"))
@@ -138,77 +119,9 @@ def proof_table(report: sortify.Report) -> Table:
     return made
 
 
-def ends(model: sortify.SortedModel) -> dict[str, sortify.Subnet]:
-    """The full sub-network, half of every group, and the smallest."""
-    space = model.space
-    half = space.subnet(**dict.fromkeys(space.groups, 0.5))
-    return {"full": space.full, "half of all": half, "smallest": space.smallest}
-
-
-def alike(axes: Sequence[sortify.Axis]) -> list[list[sortify.Axis]]:
-    """Axes of one kind, size and number of tensors whose names differ in numbers only, in the order of the first."""
-    found: dict[object, list[sortify.Axis]] = {}
-    for axis in axes:
-        key = re.sub(r"\d+", "*", axis.name), axis.kind, axis.size, axis.levels, len(axis.parameters)
-        found.setdefault(key, []).append(axis)
-    return list(found.values())
-
-
-def common_name(names: Sequence[str]) -> str:
-    """Names that differ in numbers only as one pattern: a star for the numbers that differ."""
-    parts = [re.split(r"(\d+)", name) for name in names]
-    return "".join(own[0] if len(set(own)) == 1 else "*" for own in zip(*parts, strict=True))
-
-
 def kept_table(model: sortify.SortedModel, name: str, subnet: sortify.Subnet) -> Table:
-    """What a sub-network keeps, in words: `heads | 6 of 12 (12 axes)`, `depth | of layers the first 6 of 12 blocks`."""
-    sizes, depths = dict(subnet.sizes), dict(subnet.depths)
-    kinds: dict[str, Counter[tuple[int, int]]] = {}
-    for axis in model.axes.values():
-        kinds.setdefault(axis.kind, Counter())[axis.size, sizes[axis.name]] += 1
+    """What a sub-network keeps, in words."""
     made = table("what", f"{name} keeps")
-    for kind, found in kinds.items():
-        told = (f"{n} of {size}{f' ({count} axes)' if count > 1 else ''}" for (size, n), count in sorted(found.items()))
-        made.add_row(kind, ", ".join(told))
-    which = "most important" if model.blocks_ranked else "first"
-    for chain in model.chains.values():
-        made.add_row("depth", f"of {chain.name} the {which} {depths[chain.name]} of {len(chain.blocks)} blocks")
+    for what, told in sortify.describe.kept(model, subnet):
+        made.add_row(what, told)
     return made
-
-
-def parameter_counts(model: sortify.SortedModel) -> dict[str, int]:
-    """Elements of every parameter, by its original name."""
-    return {name: tensor.numel() for name, tensor in model.tensors.items() if isinstance(tensor, torch.nn.Parameter)}
-
-
-def elastic_share(model: sortify.SortedModel) -> float:
-    """The share of the parameters that lie in tensors with an elastic dimension."""
-    counts = parameter_counts(model)
-    carried = {name for axis in model.axes.values() for name in axis.parameters}
-    return sum(counts.get(name, 0) for name in carried) / max(1, sum(counts.values()))
-
-
-def frozen_reasons(model: sortify.SortedModel) -> list[tuple[str, int]]:
-    """Why something is not elastic, and how often; the most frequent reason first."""
-    return Counter(map(reason, model.frozen)).most_common()
-
-
-def reason(frozen: sortify.Frozen) -> str:
-    """A reason without its place: the same reason in many modules is told once."""
-    return f"{frozen.op}: {frozen.why}" if frozen.op else frozen.why
-
-
-def order_text(model: sortify.SortedModel) -> str:
-    """By what units and blocks were sorted, as an addition to a line; nothing where they were not."""
-    return f"; ordered by {model.ordered}{', blocks too' if model.blocks_ranked else ''}" if model.ordered else ""
-
-
-def trained_text(model: sortify.SortedModel) -> str:
-    """The levels that were trained, on one line."""
-    trained = model.space.trained
-    if trained is None:
-        return "nothing yet"
-    told = [f"{group} {', '.join(f'{x:g}' for x in levels)}" for group, levels in trained.levels]
-    told += [f"untied {', '.join(trained.untied)}"] if trained.untied else []
-    told += [f"multiples of {trained.multiple}"] if trained.multiple > 1 else []
-    return "; ".join(told) or "full only"

@@ -24,7 +24,7 @@ from .options import (
     parse_names,
     required_data,
 )
-from .show import say, trained_text
+from .show import say
 
 if TYPE_CHECKING:
     import sortify
@@ -121,7 +121,8 @@ def run(
     if not result.losses:
         say(f"{dir}: this training came to its end before, after {result.steps} steps; nothing to do")
         return
-    say(f"trained: {trained_text(model)}; {result.steps} steps, {result.seconds:.0f} s, loss {result.losses[-1]:.4f}")
+    what = sortify.describe.trained_text(model)
+    say(f"trained: {what}; {result.steps} steps, {result.seconds:.0f} s, loss {result.losses[-1]:.4f}")
     say(f"saved: {dir}")
 
 

@@ -20,10 +20,12 @@ Rooms, in the order in which data flows, each importing only what stands before 
     merging, parts_store, composed, parts   models that are captured in parts
     convert              all of it in one call
     data, tasks, samplers, update, train, evaluate, picture   training and what came of it
+    portrait, describe   a sorted model in pictures and words
 """
 
 from __future__ import annotations
 
+from sortify import describe
 from sortify.axes.rules.registration import register_rule
 from sortify.axes.rules.table import Call
 from sortify.composed import ComposedModel, load
@@ -103,6 +105,7 @@ __all__ = [
     "Trained",
     "Trainer",
     "TrainingError",
+    "describe",
     "difference",
     "draw",
     "draw_model",

@@ -21,7 +21,7 @@ from sortify_cli import settings, train
 from sortify_cli.extract import _target
 from sortify_cli.main import app
 from sortify_cli.options import parse_levels, parse_names
-from sortify_cli.show import amount, counted, reason
+from sortify_cli.show import amount, counted
 
 CLI = Path(__file__).parent.parent / "cli"
 COMMANDS = ("convert", "inspect", "order", "train", "evaluate", "profile", "extract", "verify")
@@ -100,8 +100,11 @@ def test_text_for_people() -> None:
         "2 blocks",
     ]
     told = Frozen("w dimension 2", "kernel size", "aten.conv2d.default", "stem.0", "net.py:7")
-    assert reason(told) == "aten.conv2d.default: kernel size"
-    assert reason(Frozen("b dimension 0", "it is a dimension of the output")) == "it is a dimension of the output"
+    assert sortify.describe.reason(told) == "aten.conv2d.default: kernel size"
+    assert (
+        sortify.describe.reason(Frozen("b dimension 0", "it is a dimension of the output"))
+        == "it is a dimension of the output"
+    )
 
 
 def test_help_and_version_are_quick_because_torch_waits() -> None:

@@ -43,7 +43,7 @@ ROOMS = [
     ["slicing", "rewrite"],
     ["flops", "open_sizes", "presence", "cost_table", "cost", "kv_cache", "counting"],
     ["levels", "subnet", "fitting", "profile", "budget", "search", "space"],
-    ["network", "blueprint"],
+    ["network", "exits", "blueprint"],
     ["extract"],
     ["trials"],
     ["original", "proof", "bounds"],
@@ -65,6 +65,7 @@ ROOMS = [
     [
         "landing",
         "samplers",
+        "objectives",
         "training_config",
         "training_parts",
         "training_progress",
@@ -72,7 +73,7 @@ ROOMS = [
         "update",
         "train",
     ],
-    ["evaluate", "picture", "portrait"],
+    ["evaluate", "picture", "portrait", "describe"],
 ]
 ROW = {room: row for row, rooms in enumerate(ROOMS) for room in rooms}
 
