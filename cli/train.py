@@ -53,6 +53,11 @@ ShareBatch = Annotated[
     bool | None,
     _option("--share-batch/--no-share-batch", "Whether they see the same batch; the sandwich's do.", WHAT),
 ]
+Objective = Annotated[
+    str,
+    _option("--objective", "What they learn from: task, distill (the largest teaches), chain or sum.", WHAT),
+]
+Teacher = Annotated[float, _option("--teacher", "Share of the teacher in the loss of those that have one.", WHAT)]
 Epochs = Annotated[int, _option("--epochs", "Passes over the training data.", HOW, True)]
 Steps = Annotated[int | None, _option("--steps", "Optimiser steps, instead of epochs.", HOW, True)]
 Optimizer = Annotated[str, _option("--optimizer", "adamw or sgd.", HOW)]
@@ -84,6 +89,8 @@ def run(
     sampler: Sampler = "random",
     accumulate: Accumulate = None,
     share_batch: ShareBatch = None,
+    objective: Objective = "task",
+    teacher: Teacher = 0.5,
     epochs: Epochs = 10,
     steps: Steps = None,
     optimizer: Optimizer = "adamw",

@@ -13,13 +13,13 @@ Rooms, in the order in which data flows, each importing only what stands before 
     open_sizes, presence, cost_table, cost, counting   exact costs, of one sub-network and of many
     levels, subnet, budget, search, space   sub-networks, what there is to choose from, and the one for a budget
     fitting, profile     what sub-networks cost on a machine, as measured and as predicted
-    network, blueprint   modules made of graphs; everything but the tensors
+    network, exits, blueprint   modules made of graphs; everything but the tensors
     extract, trials, proof, bounds   sub-networks on their own; checks by running; which sizes the graphs serve
     calibration, checkpoint, scores, peak, profiling, model   the sorted model
     activity, importance, block_order, order   which units and blocks small sub-networks keep
     merging, parts_store, composed, parts   models that are captured in parts
     convert              all of it in one call
-    data, tasks, samplers, update, train, evaluate, picture   training and what came of it
+    data, tasks, samplers, objectives, update, train, evaluate, picture   training and what came of it
     portrait, describe   a sorted model in pictures and words
 """
 
@@ -51,6 +51,7 @@ from sortify.evaluate import Evaluation, evaluate
 from sortify.extract import ExtractedModel, write
 from sortify.inputs import example_inputs_for
 from sortify.model import SortedModel
+from sortify.objectives import OBJECTIVES, make_objective, register_objective
 from sortify.picture import draw
 from sortify.plan import Axis, Frozen, Plan
 from sortify.portrait import draw_model
@@ -68,6 +69,7 @@ from sortify.update import SortedUpdate
 __version__ = "0.1.0"
 
 __all__ = [
+    "OBJECTIVES",
     "SAMPLERS",
     "AxesError",
     "Axis",
@@ -114,7 +116,9 @@ __all__ = [
     "load",
     "load_data",
     "load_source",
+    "make_objective",
     "make_sampler",
+    "register_objective",
     "register_rule",
     "register_sampler",
     "sortify",

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sortify import calibration, checkpoint, extract, importance, profiling, proof
+from sortify import calibration, checkpoint, exits, extract, importance, profiling, proof
 from sortify import order as ordering
 from sortify.blueprint import Blueprint
 from sortify.budget import Budget
 from sortify.cost import Cost, Costs
 from sortify.depth import Chain
 from sortify.errors import BudgetError
-from sortify.network import GraphModule
+from sortify.network import GraphModule, Runner
 from sortify.plan import Axis, Frozen, Plan
 from sortify.profile import MeasuredCost, Profile
 from sortify.rewrite import readable
@@ -41,7 +41,8 @@ class SortedModel(GraphModule):
     """
 
     _scores: Scores | None = None
-    _stand_ins: tuple[Subnet, Mapping[str, torch.Tensor]] | None = None
+    _stand_ins: tuple[Any, Mapping[str, torch.Tensor]] | None = None
+    _together: exits.Together | None = None
     _known_weights: tuple[tuple[Any, ...], str] | None = None
 
     def __init__(
@@ -68,25 +69,60 @@ class SortedModel(GraphModule):
         if self.training:
             self._statistics.clear()
         inputs = self._bind(args, kwargs)
-        runner = self.blueprint.sorted_runners["train" if self.training else "eval"]
-        own = {} if self.training else self._statistics.get(self._active, {})
-        if self._stand_ins and self._stand_ins[0] == self._active:
+        if self._together is None:
+            return self._run(self._active, inputs)
+        return self._together.take(self._active, inputs, lambda subnets: self._run_many(subnets, inputs))
+
+    def _runner(self) -> Runner:
+        return self.blueprint.sorted_runners["train" if self.training else "eval"]
+
+    def _run(self, subnet: Subnet, inputs: Sequence[torch.Tensor]) -> Any:
+        return self._runner()((subnet.values,), self._tensors_of(subnet), inputs)
+
+    def _tensors_of(self, subnet: Subnet) -> Mapping[str, torch.Tensor]:
+        own = {} if self.training else self._statistics.get(subnet, {})
+        if self._stand_ins and self._stand_ins[0] == subnet.sizes:
             own = {**own, **self._stand_ins[1]}
-        tensors = calibration.Overlay(self.tensors, own) if own else self.tensors
-        return runner((self._active.values,), tensors, inputs)
+        return calibration.Overlay(self.tensors, own) if own else self.tensors
+
+    def _run_many(self, subnets: Sequence[Subnet], inputs: Sequence[torch.Tensor]) -> list[Any]:
+        """The outputs of several sub-networks, one by one where they cannot share."""
+        own = {} if self.training else self._statistics
+        if len(subnets) == 1 or own.keys() & set(subnets) or not exits.can_share(self._runner()):
+            return [self._run(subnet, inputs) for subnet in subnets]
+        values, axes = [subnet.values for subnet in subnets], len(self.plan.axes)
+        return exits.run_many(self._runner(), values, axes, self._tensors_of(subnets[0]), inputs)
 
     @contextmanager
     def standing_in(self, tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
-        """Run what is the active sub-network now on other tensors, of its own sizes, for the length of a `with` block.
+        """Run sub-networks of the widths that are active now on other tensors, for the length of a `with` block.
 
         Args:
-            tensors: what stands in, by the names of those that it stands in for.
+            tensors: what stands in, of the sizes of the sub-network, by the names of those that it stands in for.
         """
-        before, self._stand_ins = self._stand_ins, (self._active, tensors)
+        before, self._stand_ins = self._stand_ins, (self._active.sizes, tensors)
         try:
             yield
         finally:
             self._stand_ins = before
+
+    @contextmanager
+    def together(self, subnets: Sequence[Subnet]) -> Iterator[None]:
+        """Let one forward pass serve several sub-networks of equal widths, for the length of a `with` block.
+
+        When the first of them is called, the outputs of all are computed, and what they have in common only once: of
+        sub-networks that differ in depth all blocks but those that are left out, and the head for each. The others,
+        activated and called on the very same tensors, get theirs.
+
+        Args:
+            subnets: which; what random numbers are drawn for is shared too (one dropout mask for all).
+        """
+        alike = len({subnet.sizes for subnet in subnets}) == 1
+        before, self._together = self._together, exits.Together(subnets) if alike and len(subnets) > 1 else None
+        try:
+            yield
+        finally:
+            self._together = before
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         """Moves to a device or dtype take recalibrated statistics along."""

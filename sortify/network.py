@@ -42,11 +42,15 @@ class Runner:
         leading: Sequence[Any] = (),
     ) -> Any:
         """As a call, with something else that takes the graph's arguments in the place of the graph."""
+        with nesting_restored() if self.nests else nullcontext():
+            return self.outputs.build(run(*leading, *self.arguments(tensors, inputs)))
+
+    def arguments(self, tensors: Mapping[str, torch.Tensor], inputs: Sequence[torch.Tensor]) -> list[Any]:
+        """What the graph takes after the leading arguments: the device and dtype that literals follow, then tensors."""
         values = [tensors[name] for name in self.tensors]
         reference = next((t for t in values if t.is_floating_point()), None)
         reference = reference if reference is not None else next(iter([*values, *inputs]))
-        with nesting_restored() if self.nests else nullcontext():
-            return self.outputs.build(run(*leading, reference.device, reference.dtype, *values, *inputs))
+        return [reference.device, reference.dtype, *values, *inputs]
 
     @cached_property
     def nests(self) -> bool:

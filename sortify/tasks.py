@@ -140,6 +140,10 @@ class Task(Protocol):
         """Return the loss of one call's output, summed over the targets that count."""
         ...
 
+    def match(self, output: Any, teacher: Any, target: Tensor) -> Tensor:
+        """Return how far an output is from that of a larger sub-network, summed over the targets that count."""
+        ...
+
     def totals(self, output: Any, target: Tensor) -> Totals:
         """Return summed loss, hits and count of one call's output."""
         ...
@@ -172,6 +176,10 @@ class Classification:
     def loss(self, output: Any, target: Tensor) -> Tensor:
         """Compare `[B, C]` with `[B]`."""
         return cross_entropy(*_flat(logits_of(output), target))
+
+    def match(self, output: Any, teacher: Any, target: Tensor) -> Tensor:
+        """Compare the probabilities of two outputs `[B, C]`."""
+        return _matched(logits_of(output), logits_of(teacher), target)
 
     def totals(self, output: Any, target: Tensor) -> Totals:
         """Compare `[B, C]` with `[B]`."""
@@ -221,6 +229,10 @@ class LanguageModelling:
     def loss(self, output: Any, target: Tensor) -> Tensor:
         """Compare position s of `[B, S, V]` with target s + 1."""
         return cross_entropy(*_flat(logits_of(output)[:, :-1], target[:, 1:]))
+
+    def match(self, output: Any, teacher: Any, target: Tensor) -> Tensor:
+        """Compare the probabilities of two outputs `[B, S, V]` at the positions that predict a target."""
+        return _matched(logits_of(output)[:, :-1], logits_of(teacher)[:, :-1], target[:, 1:])
 
     def totals(self, output: Any, target: Tensor) -> Totals:
         """Compare position s of `[B, S, V]` with target s + 1."""
@@ -336,6 +348,21 @@ def mean_metrics(task: Task, parts: Iterable[Totals]) -> dict[str, float]:
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """Sum cross entropy over the targets that count: `[N, C]` and `[N]`."""
     return functional.cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum")
+
+
+def divergence(logits: Tensor, teacher: Tensor) -> Tensor:
+    """The Kullback-Leibler divergence of each row of `[N, C]` logits from the teacher's, `[N]`, in float32 at least.
+
+    Hinton et al., arXiv 1503.02531, at temperature 1: the gradient is that of the cross-entropy with soft targets.
+    """
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    own, taught = functional.log_softmax(logits.to(wide), -1), functional.log_softmax(teacher.to(wide), -1)
+    return functional.kl_div(own, taught, reduction="none", log_target=True).sum(-1)
+
+
+def _matched(logits: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
+    apart = divergence(logits.flatten(0, -2), teacher.flatten(0, -2))
+    return (apart * (target.flatten() != IGNORED)).sum()
 
 
 def _flat(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,8 @@ from torch import Tensor
 from sortify.batches import Place, Share, Stream, mix, seed_all
 from sortify.data import Data
 from sortify.errors import DataError, TrainingError
-from sortify.samplers import SAMPLERS, Levels, levels_for, make_sampler
+from sortify.objectives import make_objective
+from sortify.samplers import Levels, levels_for, make_sampler
 from sortify.space import Trained
 from sortify.tasks import Task, task_for
 from sortify.training_config import TrainConfig
@@ -121,11 +122,22 @@ class _Run:
         self._cast_to = PRECISION_TYPES.get(str(precision))
         self._model.to(self._device)
         sampler = make_sampler(config.sampler, trainer.space, self._levels, config.accumulate)
-        self._update = SortedUpdate(self._model, sampler, config.seed, self._accelerator)
+        objective = make_objective(config.objective, trainer.space, self._levels)
+        shared = sampler.shares_batch or objective.shares_batch
+        self._shared = shared if config.share_batch is None else config.share_batch
+        self._batches: StepBatches | None = None
+        self._update = SortedUpdate(
+            self._model,
+            sampler,
+            config.seed,
+            self._accelerator,
+            objective=objective,
+            weight=config.teacher,
+            match=self._match,
+            share_batch=self._shared,
+        )
         self._optimizer = make_optimizer(self._model, config)
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=self._cast_to is torch.float16)
-        shared = config.share_batch
-        self._shared = SAMPLERS[config.sampler].shares_batch if shared is None else shared
         self._folder = None if self._directory is None else StateFolder(self._directory)
         self._last_save = time.monotonic()
         self._losses: list[float] = []
@@ -225,7 +237,7 @@ class _Run:
     def _step(self) -> tuple[list[Drawn], float, int]:
         """Make one optimiser step; return its draws (losses averaged over processes), mean loss, and samples seen."""
         step = self._update.step
-        batches = StepBatches(self._stream, self._task, self._device, self._accelerator, self._shared)
+        self._batches = batches = StepBatches(self._stream, self._task, self._device, self._accelerator, self._shared)
         seeded = mix(self._config.seed, "step", step, self._share.rank)
 
         def loss() -> Tensor:
@@ -249,6 +261,12 @@ class _Run:
         self._scaler.update()
         averaged = [Drawn(draw.subnet, value) for draw, value in zip(drawn, losses, strict=True)]
         return averaged, float(losses.mean()), batches.samples * self._share.world
+
+    def _match(self, output: Any, teacher: Any) -> Tensor:
+        """How far an output is from its teacher's on the batch of now, in the units of the loss."""
+        assert self._batches is not None
+        _, target, count = self._batches.current
+        return self._task.match(output, teacher, target) * self._share.world / count
 
     def _check_finite(self, step: int, drawn: list[Drawn], losses: Tensor) -> None:
         """Stop before a loss that is not finite reaches the weights."""

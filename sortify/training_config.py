@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from sortify.errors import TrainingError
+from sortify.objectives import OBJECTIVES
 from sortify.samplers import SAMPLERS
 
 OPTIMIZERS = ("adamw", "sgd")
@@ -32,6 +33,9 @@ class TrainConfig:
         accumulate: sub-networks per optimiser step (g_acc); None for the sampler's usual number (1, or 4).
         share_batch: whether all sub-networks of a step see the same mini-batch, or each the next one; None for the
             sampler's way (the sandwich shares, so that its members differ in nothing but size).
+        objective: what a sub-network learns from, a name in `sortify.OBJECTIVES`: "task", "distill" (the largest of the
+            step teaches the others), "chain" (each the next smaller) or "sum" (all nested in what was drawn run too).
+        teacher: the teacher's share in the loss of a sub-network that has one; the rest is the task's loss.
         epochs: passes over the training data, where `steps` is None.
         steps: optimiser steps.
         optimizer: "adamw" or "sgd" (Nesterov, `momentum`).
@@ -56,6 +60,8 @@ class TrainConfig:
     sampler: str = "random"
     accumulate: int | None = None
     share_batch: bool | None = None
+    objective: str = "task"
+    teacher: float = 0.5
     epochs: int = 10
     steps: int | None = None
     optimizer: str = "adamw"
@@ -75,6 +81,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, known in (
             ("sampler", tuple(SAMPLERS)),
+            ("objective", tuple(OBJECTIVES)),
             ("optimizer", OPTIMIZERS),
             ("schedule", SCHEDULES),
             ("precision", PRECISIONS),
@@ -89,6 +96,10 @@ class TrainConfig:
             value = getattr(self, name)
             if not 0 <= value < 1:
                 raise TrainingError(f"{name} must be 0 or more and below 1, got {value}")
+        if not 0 <= self.teacher <= 1:
+            raise TrainingError(f"teacher must be from 0 to 1, got {self.teacher}")
+        if self.share_batch is False and OBJECTIVES[self.objective].shares_batch:
+            raise TrainingError(f"objective '{self.objective}' compares sub-networks on one batch: share it")
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""

@@ -38,10 +38,17 @@ class StepBatches:
         self.samples += length(self._current[1])
         return self._current
 
+    @property
+    def current(self) -> tuple[Inputs, Tensor, Tensor]:
+        """What was taken last."""
+        assert self._current is not None
+        return self._current
+
     def _next(self) -> tuple[Inputs, Tensor, Tensor]:
-        inputs, target = self._task.split(self._stream.take())
+        batch = self._stream.take()
+        inputs, target = self._task.split(batch, self._stream.last_seed)
         target = moved(target, self._device)
-        count = self._accelerator.reduce(self._task.count(target), reduction="sum")
+        count = self._accelerator.reduce(self._task.count(target), reduction="sum").clamp_min(1)
         on_device = Inputs(moved(inputs.args, self._device), moved(inputs.kwargs, self._device), inputs.names)
         return on_device, target, count
 
@@ -54,7 +61,8 @@ def recalibration_inputs(loader: Loader, task: Task, batches: int, device: torch
     with preserved_chance():
         stream = Stream(loader, seed=0)
         for _ in range(min(batches, stream.per_epoch or batches)):
-            inputs, _target = task.split(stream.take())
+            batch = stream.take()
+            inputs, _target = task.split(batch, stream.last_seed)
             yield moved(inputs.to_model(), device)
 
 

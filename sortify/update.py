@@ -7,16 +7,19 @@ means the same for any number of draws.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from sortify.batches import mix
 from sortify.landing import Landing
+from sortify.objectives import Objective, soft_cross_entropy
 from sortify.samplers import Sampler
 
 if TYPE_CHECKING:
@@ -27,12 +30,17 @@ BUCKET = 2**24
 """Gradient elements that are sent between processes at once."""
 
 
+Match = Callable[[Any, Any], Tensor]
+"""How far an output is from a teacher's: a scalar, in the units of the loss."""
+
+
 @dataclass(frozen=True)
 class Drawn:
-    """One draw of an update: a sub-network and its loss (no gradients)."""
+    """One sub-network of an update, its loss, and how far it is from its teacher (no gradients)."""
 
     subnet: Subnet
     loss: Tensor
+    apart: Tensor | None = None
 
 
 class SortedUpdate:
@@ -53,22 +61,41 @@ class SortedUpdate:
         accelerator: of a run with several processes; gradients are then averaged over them after the last draw.
             The model must not be wrapped in DistributedDataParallel, which would lose the gradients of
             parameters that only an earlier draw used.
+        objective: what each learns from; by default the loss alone.
+        weight: the share of the teacher in the loss of a sub-network that has one; the rest is the loss itself, which
+            Scala (arXiv 2412.04786, table 5) found worth keeping.
+        match: how far an output is from the teacher's; by default the divergence of the classes of logits `[..., C]`.
+        share_batch: whether all sub-networks of a step see the same batch; None for the way of sampler and objective.
+            Sub-networks of equal widths that differ in depth then share one forward pass.
     """
 
     def __init__(
-        self, model: SortedModel, sampler: Sampler, seed: int = 0, accelerator: Accelerator | None = None
+        self,
+        model: SortedModel,
+        sampler: Sampler,
+        seed: int = 0,
+        accelerator: Accelerator | None = None,
+        *,
+        objective: Objective | None = None,
+        weight: float = 0.5,
+        match: Match = soft_cross_entropy,
+        share_batch: bool | None = None,
     ) -> None:
         self._model = model
         self._sampler = sampler
         self._seed = seed
         self._accelerator = accelerator
+        self._objective, self._weight, self._match = objective, weight, match
+        by_itself = sampler.shares_batch or (objective is not None and objective.shares_batch)
+        self._shared = by_itself if share_batch is None else share_batch
         self._landing = Landing(model)
         self.step = 0
 
     def draw(self) -> list[Subnet]:
-        """Return the sub-networks of the next update."""
+        """Return the sub-networks that the next update runs, in their order."""
         generator = torch.Generator().manual_seed(mix(self._seed, "subnets", self.step))
-        return self._sampler.draw(generator, self.step)
+        drawn = self._sampler.draw(generator, self.step)
+        return drawn if self._objective is None else self._objective.members(drawn)
 
     def __call__(
         self, loss: Callable[[], Tensor], backward: Callable[[Tensor], object] = Tensor.backward
@@ -76,27 +103,78 @@ class SortedUpdate:
         """Accumulate the gradients of one update.
 
         Args:
-            loss: runs the model and returns the mean loss; called once per draw.
+            loss: runs the model and returns the mean loss; called once per sub-network.
             backward: what to do with the loss, such as scaling it first.
 
         Returns:
-            the draws with their losses, before division by the number of draws.
+            the sub-networks with their losses, before division by their number.
         """
         subnets, before = self.draw(), self._model.active
-        drawn = []
+        lessons = _Lessons(self._objective, self._match, self._weight)
+        drawn = list[Drawn]()
+        watch = self._model.register_forward_hook(lessons.watch) if lessons.teaching else nullcontext()
         try:
-            for subnet in subnets:
-                self._model.activate(subnet)
-                with self._landing():
-                    value = loss()
-                    backward(value / len(subnets))
-                drawn.append(Drawn(subnet, value.detach()))
+            with watch:
+                for group in self._groups(subnets):
+                    drawn += self._group(group, lessons, loss, lambda total: backward(total / len(subnets)))
         finally:
             self._model.activate(before)
         if self._accelerator is not None:
             average_gradients(self._model.parameters(), self._accelerator)
         self.step += 1
         return drawn
+
+    def _groups(self, subnets: list[Subnet]) -> list[list[Subnet]]:
+        """Runs of sub-networks of equal widths that see the same batch, and one by one all others."""
+        if not self._shared:
+            return [[subnet] for subnet in subnets]
+        return [list(group) for _, group in groupby(subnets, key=lambda subnet: subnet.sizes)]
+
+    def _group(
+        self,
+        group: list[Subnet],
+        lessons: _Lessons,
+        loss: Callable[[], Tensor],
+        backward: Callable[[Tensor], object],
+    ) -> list[Drawn]:
+        """Run sub-networks of equal widths, forward and backward."""
+        self._model.activate(group[0])
+        drawn, totals = list[Drawn](), list[Tensor]()
+        with self._landing(), self._model.together(group):
+            for subnet in group:
+                self._model.activate(subnet)
+                value = loss()
+                total, apart = lessons.mixed(subnet, value)
+                totals.append(total)
+                drawn.append(Drawn(subnet, value.detach(), apart))
+            backward(sum(totals[1:], totals[0]))
+        return drawn
+
+
+class _Lessons:
+    """What the sub-networks of one step have put out, for those that learn from them."""
+
+    def __init__(self, objective: Objective | None, match: Match, weight: float) -> None:
+        self._objective, self._match, self._weight = objective, match, weight
+        self._last: Any = None
+        self._said: dict[Subnet, Any] = {}
+        self.teaching = objective is not None and objective.teaches and weight > 0
+
+    def watch(self, module: torch.nn.Module, args: Any, output: Any) -> None:
+        """Remember what the model has just put out."""
+        self._last = output
+
+    def mixed(self, subnet: Subnet, loss: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The loss with the teacher's part in it, and that part alone, where there is a teacher."""
+        if self._objective is None or not self.teaching:
+            return loss, None
+        output, self._last = self._last, None
+        teacher = self._objective.teacher(subnet, list(self._said))
+        self._said[subnet] = tree_map_only(Tensor, Tensor.detach, output)
+        if teacher is None:
+            return loss, None
+        apart = self._match(output, self._said[teacher])
+        return (1 - self._weight) * loss + self._weight * apart, apart.detach()
 
 
 def average_gradients(parameters: Iterable[Tensor], accelerator: Accelerator) -> None:

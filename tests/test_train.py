@@ -260,12 +260,13 @@ def test_autocast_trains_float32_weights(precision: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["mlp", "lm"])
-@pytest.mark.parametrize("sampler", ["random", "sandwich"])
+@pytest.mark.parametrize("sampler", ["random", "sandwich", "sandwich chain"])
 @pytest.mark.parametrize("stop", [0, 4, 5, 11])
 def test_a_resumed_training_equals_an_unbroken_one(
     kind: str, sampler: str, stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings: dict[str, Any] = {"sampler": sampler, "accumulate": 3, "save_steps": 5}
+    name, _, objective = sampler.partition(" ")
+    settings: dict[str, Any] = {"sampler": name, "accumulate": 3, "save_steps": 5, "objective": objective or "task"}
     whole = make_trainer(kind, tmp_path / "whole", **settings).run()
     stop_at(make_trainer(kind, tmp_path / "cut", **settings), stop, monkeypatch)
     torch.manual_seed(99)
