@@ -196,6 +196,11 @@ class Stream:
         except TypeError:
             return None
 
+    @property
+    def last_seed(self) -> int:
+        """A seed that belongs to the batch that was taken last, alike on all processes."""
+        return mix(self._seed, "drawn", self.place.epoch, self.place.batch)
+
     def take(self) -> Any:
         """Return this process's share of the next batch.
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +12,21 @@ from torch.utils.data import DataLoader
 from sortify.batches import Loader
 from sortify.data_arrays import read_digits, read_npz
 from sortify.data_images import read_folder
-from sortify.data_saved import read_dataset
+from sortify.data_masks import has_masks, read_masks
+from sortify.data_saved import Reading, read_dataset
+from sortify.data_tables import ENDINGS, table_files
 from sortify.data_texts import make_tokenizer, read_text
 from sortify.errors import DataError
+from sortify.own_functions import called_with, imported
 from sortify.samples import Samples, Sets, Wanted, joined
+from sortify.tasks import Vocabulary
 
 if TYPE_CHECKING:
     from sortify.model import SortedModel
 
-FORMS = "digits, FILE.npz, FILE.txt, a folder of pictures, a saved data set, or package.module:function"
+FORMS = (
+    "digits, FILE.npz, .csv, .tsv, .jsonl or .txt, a folder of pictures, a saved data set, or package.module:function"
+)
 SAVED_MARKS = ("dataset_dict.json", "dataset_info.json", "state.json")
 
 
@@ -35,9 +37,10 @@ class Data:
     Attributes:
         train: shuffled batches, `(inputs, targets)` or a dict with labels.
         test: batches in a fixed order.
-        hint: name of the task, a key of `sortify.tasks.TASKS`; None leaves it to the model's output.
+        hint: name of the task, a key of `sortify.tasks.TASKS`; None leaves it to the model's output and the targets.
         classes: number of classes where samples have one of them.
         description: one line for people.
+        vocabulary: of tokens, for masked language modelling.
     """
 
     train: Loader
@@ -45,6 +48,7 @@ class Data:
     hint: str | None = None
     classes: int | None = None
     description: str = "data of your own"
+    vocabulary: Vocabulary | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Options:
     augment: str
     workers: int
     test_batch_size: int
+    task: str | None = None
 
 
 def load_data(
@@ -71,14 +76,16 @@ def load_data(
     augment: str = "none",
     workers: int = 0,
     test_batch_size: int = 256,
+    task: str | None = None,
 ) -> Data:
     """Load data.
 
     Args:
         text: `digits` (scikit-learn's handwritten digits), an `.npz` file (x_train, y_train, x_test, y_test),
-            a `.txt` file (language modelling), a folder train/CLASS and test/CLASS of pictures, a folder that
-            `datasets` saved, or `package.module:function`, which returns (train, test) loaders or a `Data`;
-            it is given `batch_size` and `seed` if it takes them.
+            a `.txt` file (language modelling), a `.csv`, `.tsv` or `.jsonl` table of texts and labels, a folder
+            train/CLASS and test/CLASS of pictures (or train/images and train/masks), a folder that `datasets`
+            saved, or `package.module:function`, which returns (train, test) loaders or a `Data`; it is given
+            `batch_size` and `seed` if it takes them.
         batch_size: samples of a training batch, over all processes.
         seed: of the training order.
         model: the sorted model that the data must fit: pictures are resized to its input and grey ones repeated
@@ -88,13 +95,15 @@ def load_data(
         augment: "none", "shift" or "shift-flip", for training pictures.
         workers: processes that read samples.
         test_batch_size: samples of a test batch.
+        task: name of the task, where the data leaves it open; see `sortify.task_for`.
 
     Raises:
         DataError: the data is missing, unreadable, or does not fit the model.
     """
     if batch_size < 1 or test_batch_size < 1:
         raise DataError(f"the batch size must be 1 or more, got {min(batch_size, test_batch_size)}")
-    options = Options(batch_size, seed, tokenizer, sequence_length, augment, workers, test_batch_size)
+    named = None if task is None or ":" in task else task
+    options = Options(batch_size, seed, tokenizer, sequence_length, augment, workers, test_batch_size, named)
     if ":" in text and not Path(text).exists():
         return _from_function(text, options)
     sets = _read(text, Wanted.of(model), options)
@@ -110,13 +119,14 @@ def _read(text: str, wanted: Wanted, options: Options) -> Sets:
         return read_digits(wanted, options.augment)
     if not path.exists():
         raise DataError(f"{text}: no such data; expected {FORMS}")
-    if path.is_dir() and any((path / mark).exists() for mark in SAVED_MARKS):
-        tokenizer = make_tokenizer(options.tokenizer)
-        return read_dataset(path, wanted, tokenizer, options.sequence_length, options.augment)
+    saved = path.is_dir() and any((path / mark).exists() for mark in SAVED_MARKS)
+    if saved or path.suffix in ENDINGS or table_files(path) is not None:
+        tokenizer, length = make_tokenizer(options.tokenizer), options.sequence_length
+        return read_dataset(path, Reading(wanted, tokenizer, length, options.augment, options.task))
     if path.is_dir():
-        return read_folder(path, wanted, options.augment)
+        return (read_masks if has_masks(path) else read_folder)(path, wanted, options.augment)
     if path.suffix == ".npz":
-        return read_npz(path, wanted, options.augment)
+        return read_npz(path, wanted, options.augment, options.task)
     if path.suffix == ".txt":
         return read_text(path, wanted, make_tokenizer(options.tokenizer), options.sequence_length)
     raise DataError(f"{text}: unknown kind of data '{path.suffix}'; expected {FORMS}")
@@ -139,7 +149,10 @@ def _loaded(sets: Sets, options: Options) -> Data:
         collate_fn=joined,
         num_workers=options.workers,
     )
-    return Data(train, test, sets.hint, sets.classes, sets.description)
+    vocabulary = sets.vocabulary
+    if vocabulary is None and options.tokenizer is not None:
+        vocabulary = make_tokenizer(options.tokenizer).vocabulary
+    return Data(train, test, options.task or sets.hint, sets.classes, sets.description, vocabulary)
 
 
 def _as_dataset(samples: Samples) -> Any:
@@ -149,31 +162,16 @@ def _as_dataset(samples: Samples) -> Any:
 
 def _from_function(text: str, options: Options) -> Data:
     """Call `package.module:function` and take what it returns."""
-    function = _imported(text)
-    known = {"batch_size": options.batch_size, "seed": options.seed}
-    taken = inspect.signature(function).parameters
-    found = function(**{name: value for name, value in known.items() if name in taken})
-    if isinstance(found, Data):
-        return found
+    function = imported(text, FORMS)
+    if not callable(function):
+        raise DataError(f"{text} is a {type(function).__name__}, not a function that returns loaders")
+    found = called_with(function, batch_size=options.batch_size, seed=options.seed)
     if isinstance(found, (tuple, list)) and len(found) == 2 and all(hasattr(part, "__iter__") for part in found):
-        return Data(found[0], found[1], description=text)
-    kind = type(found).__name__
-    raise DataError(f"{text} returned {kind}; expected (train, test) loaders or sortify's Data")
-
-
-def _imported(text: str) -> Callable[..., Any]:
-    """Import a function, looking in the working folder too."""
-    module, _, name = text.partition(":")
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        function: Callable[..., Any] | None = getattr(importlib.import_module(module), name, None)
-    except ModuleNotFoundError as error:
-        raise DataError(f"{text}: no module named '{error.name}'; expected {FORMS}") from None
-    except ValueError:
-        raise DataError(f"{text}: no such data; expected {FORMS}") from None
-    finally:
-        sys.path.remove(here)
-    if function is None or not callable(function):
-        raise DataError(f"{text}: module '{module}' has no function '{name}'")
-    return function
+        found = Data(found[0], found[1], description=text)
+    if not isinstance(found, Data):
+        kind = type(found).__name__
+        raise DataError(f"{text} returned {kind}; expected (train, test) loaders or sortify's Data")
+    vocabulary = found.vocabulary
+    if options.tokenizer is not None and vocabulary is None:
+        vocabulary = make_tokenizer(options.tokenizer).vocabulary
+    return replace(found, hint=options.task or found.hint, vocabulary=vocabulary)

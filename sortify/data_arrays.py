@@ -1,4 +1,7 @@
-"""Readers of arrays: scikit-learn's digits and `.npz` files."""
+"""Readers of arrays: scikit-learn's digits and `.npz` files.
+
+Shapes: N samples, C channels, H height, W width, S tokens, K numbers or labels.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ from torch import Tensor
 
 from sortify.errors import DataError
 from sortify.samples import ArraySet, Look, Sets, Wanted, augmented, check_labels, first_line, picture_look
+from sortify.tasks import IGNORED
+from sortify.tasks_segmentation import VOID
 
 TEST_DIGITS = 360
 
@@ -33,12 +38,15 @@ def read_digits(wanted: Wanted, augment: str) -> Sets:
     return _picture_sets(arrays, fixed, augment, "digits")
 
 
-def read_npz(path: Path, wanted: Wanted, augment: str) -> Sets:
+def read_npz(path: Path, wanted: Wanted, augment: str, task: str | None = None) -> Sets:
     """Return the samples of an `.npz` file with x_train, y_train, x_test, y_test.
 
     Bytes (uint8) are pictures, `[N, H, W]`, `[N, H, W, C]` or `[N, C, H, W]`, standardised with the training
     set's statistics. Other integers are tokens `[N, S]`; without y arrays, or with y of the same shape, they
     are for language modelling. Floats are taken as they are.
+
+    Targets: integers `[N]` are class numbers, floats `[N]` or `[N, K]` numbers for regression, zeros and ones `[N, K]`
+    several labels, integers `[N, H, W]` masks of pictures. A named task goes before.
 
     Raises:
         DataError: the file cannot be read, an array is missing, or the arrays do not fit together or the model.
@@ -49,13 +57,14 @@ def read_npz(path: Path, wanted: Wanted, augment: str) -> Sets:
         shapes = f"{list(x_train.shape)} and {list(x_test.shape)}"
         raise DataError(f"{path}: x_train and x_test must have samples of one shape, got {shapes}")
     if _is_tokens(x_train, wanted):
-        return _token_sets(path, arrays, wanted)
-    labels = [_labels(path, arrays, name, wanted) for name in ("train", "test")]
+        return _token_sets(path, arrays, wanted, task)
+    kind = _kind(arrays.get("y_train", x_train.new_zeros(0, dtype=torch.long)), x_train, task)
+    targets = [_targets(path, arrays, part, wanted, kind) for part in ("train", "test")]
     if x_train.dtype == torch.uint8 or (x_train.dim() in (3, 4) and wanted.picture):
         inputs = [_channels_first(x, wanted) for x in (x_train, x_test)]
     else:
         inputs = [x_train, x_test]
-    return _picture_sets((inputs[0], labels[0], inputs[1], labels[1]), wanted, augment, str(path))
+    return _picture_sets((inputs[0], targets[0], inputs[1], targets[1]), wanted, augment, str(path), kind)
 
 
 def _arrays(path: Path) -> dict[str, Tensor]:
@@ -90,21 +99,80 @@ def _is_tokens(x_train: Tensor, wanted: Wanted) -> bool:
     return wanted.floating is False if wanted.floating is not None else x_train.dtype != torch.uint8
 
 
-def _labels(path: Path, arrays: dict[str, Tensor], part: str, wanted: Wanted) -> Tensor:
-    """Return and check the labels of one part."""
+def _kind(targets: Tensor, inputs: Tensor, task: str | None) -> str:
+    """Say what targets are for: the named task if it goes with arrays, else by type and shape."""
+    if task in TARGETS:
+        return task
+    if targets.is_floating_point():
+        return "regression"
+    if inputs.dim() > 2 and targets.dim() >= inputs.dim() - 1 and targets.dim() in (3, 4):
+        return "segmentation"
+    return "multi-label" if targets.dim() == 2 and targets.shape[1] > 1 else "classification"
+
+
+def _targets(path: Path, arrays: dict[str, Tensor], part: str, wanted: Wanted, kind: str) -> Tensor:
+    """Return and check the targets of one part."""
     name, inputs = f"y_{part}", arrays[f"x_{part}"]
     if name not in arrays:
         raise DataError(f"{path}: array {name} is missing; found {', '.join(arrays)}")
-    labels = arrays[name]
-    if labels.dim() == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if len(labels) != len(inputs):
-        raise DataError(f"{path}: x_{part} has {len(inputs)} samples but {name} has {len(labels)}")
+    targets = arrays[name]
+    if len(targets) != len(inputs):
+        raise DataError(f"{path}: x_{part} has {len(inputs)} samples but {name} has {len(targets)}")
+    if targets.dim() == 2 and targets.shape[1] == 1:
+        targets = targets[:, 0]
+    return TARGETS[kind](targets, wanted, f"{path}, {name}")
+
+
+def _labels(labels: Tensor, wanted: Wanted, where: str) -> Tensor:
+    """One class number per sample."""
     if labels.dim() != 1 or labels.is_floating_point():
-        shape, kind = list(labels.shape), str(labels.dtype).removeprefix("torch.")
-        raise DataError(f"{path}: {name} must hold one integer label per sample, got {kind} of shape {shape}")
-    check_labels(labels, wanted.outputs, f"{path}, {name}")
+        raise DataError(f"{where}: must hold one integer label per sample, got {_described(labels)}")
+    check_labels(labels, wanted.outputs, where)
     return labels.long()
+
+
+def _numbers(targets: Tensor, wanted: Wanted, where: str) -> Tensor:
+    """Numbers for regression."""
+    values = targets.float()
+    bad = int((~values.isfinite()).sum())
+    if bad:
+        raise DataError(f"{where}: {bad} of {values.numel()} targets are not finite; leave these samples out")
+    own = 1 if values.dim() == 1 else values.shape[1]
+    if wanted.rank in (1, 2) and values.dim() in (1, 2) and own != wanted.outputs:
+        raise DataError(
+            f"{where}: targets for regression ({_described(targets)}) have {own} numbers per sample, but the model has "
+            f"{wanted.outputs} outputs; class numbers must be stored as integers"
+        )
+    return values
+
+
+def _several(targets: Tensor, wanted: Wanted, where: str) -> Tensor:
+    """Zeros and ones, one for each label."""
+    if not ((targets == 0) | (targets == 1)).all():
+        raise DataError(f"{where}: several labels per sample must be 0 or 1 each, got others in {_described(targets)}")
+    own = 1 if targets.dim() == 1 else targets.shape[1]
+    if wanted.outputs is not None and (targets.dim() > 2 or own != wanted.outputs):
+        raise DataError(f"{where}: {own} labels per sample, but the model has {wanted.outputs} outputs")
+    return targets.float()
+
+
+def _masks(masks: Tensor, wanted: Wanted, where: str) -> Tensor:
+    """One class number per pixel, 255 and -100 for none; bytes stay bytes."""
+    masks = masks[:, 0] if masks.dim() == 4 and masks.shape[1] == 1 else masks
+    if masks.dim() != 3 or masks.is_floating_point():
+        raise DataError(f"{where}: masks must hold integers [N, H, W], got {_described(masks)}")
+    known = masks[(masks != VOID) & (masks != IGNORED)]
+    if known.numel():
+        check_labels(known, wanted.outputs if wanted.rank == 4 else None, where)
+    return masks
+
+
+TARGETS = {"classification": _labels, "regression": _numbers, "multi-label": _several, "segmentation": _masks}
+"""How the targets of each task are checked."""
+
+
+def _described(array: Tensor) -> str:
+    return f"{str(array.dtype).removeprefix('torch.')} of shape {list(array.shape)}"
 
 
 def _channels_first(x: Tensor, wanted: Wanted) -> Tensor:
@@ -119,21 +187,27 @@ def _channels_first(x: Tensor, wanted: Wanted) -> Tensor:
     return x.permute(0, 3, 1, 2) if last or grey else x
 
 
-def _picture_sets(arrays: tuple[Tensor, Tensor, Tensor, Tensor], wanted: Wanted, augment: str, name: str) -> Sets:
+def _picture_sets(
+    arrays: tuple[Tensor, Tensor, Tensor, Tensor], wanted: Wanted, augment: str, name: str, kind: str = "classification"
+) -> Sets:
     x_train, y_train, x_test, y_test = arrays
-    classes = check_labels(y_train, wanted.outputs, name)
+    classes = check_labels(y_train, wanted.outputs, name) if kind == "classification" else None
+    if kind == "segmentation" and augment != "none":
+        raise DataError(f"{name}: augmentation '{augment}' would move pictures but not their masks; use none")
     standard = x_train.dtype == torch.uint8 or name == "digits"
     look = picture_look(x_train, wanted) if standard else Look(shape=wanted.shape)
     look(x_train[:1])
     shape = look.shape or tuple(x_train.shape[1:])
     train = ArraySet(x_train, y_train, augmented(replace(look, shape=shape), augment))
     sizes = f"{len(x_train)} training and {len(x_test)} test samples"
-    return Sets(train, ArraySet(x_test, y_test, look), "classification", classes, f"{name}: {sizes}")
+    return Sets(train, ArraySet(x_test, y_test, look), kind, classes, f"{name}: {sizes}")
 
 
-def _token_sets(path: Path, arrays: dict[str, Tensor], wanted: Wanted) -> Sets:
-    """Return token ids with labels, or with themselves as targets."""
-    sets, modelling = [], "y_train" not in arrays or arrays["y_train"].shape == arrays["x_train"].shape
+def _token_sets(path: Path, arrays: dict[str, Tensor], wanted: Wanted, task: str | None) -> Sets:
+    """Return token ids with targets, or with themselves as targets."""
+    sets, own = [], arrays.get("y_train")
+    modelling = task not in TARGETS and (own is None or own.shape == arrays["x_train"].shape)
+    kind = "language-modelling" if modelling else _kind(arrays.get("y_train", torch.empty(0)), arrays["x_train"], task)
     for part in ("train", "test"):
         tokens = arrays[f"x_{part}"]
         if tokens.dim() != 2 or int(tokens.min()) < 0:
@@ -144,9 +218,8 @@ def _token_sets(path: Path, arrays: dict[str, Tensor], wanted: Wanted) -> Sets:
             )
         if modelling and wanted.rank == 3:
             check_labels(tokens.flatten(), wanted.outputs, f"{path}, x_{part} (as targets)")
-        target = arrays.get(f"y_{part}") if modelling else _labels(path, arrays, part, wanted)
-        sets.append(ArraySet(tokens, None if target is None else target.long(), Tensor.long))
-    hint = "language-modelling" if modelling else "classification"
-    classes = None if modelling else int(arrays["y_train"].max()) + 1
+        target = arrays.get(f"y_{part}") if modelling else _targets(path, arrays, part, wanted, kind)
+        sets.append(ArraySet(tokens, target.long() if modelling and target is not None else target, Tensor.long))
+    classes = int(arrays["y_train"].max()) + 1 if kind == "classification" else None
     sizes = f"{len(sets[0])} training and {len(sets[1])} test samples of {arrays['x_train'].shape[1]} tokens"
-    return Sets(sets[0], sets[1], hint, classes, f"{path}: {sizes}")
+    return Sets(sets[0], sets[1], kind, classes, f"{path}: {sizes}")

@@ -34,7 +34,7 @@ def read_folder(path: Path, wanted: Wanted, augment: str) -> Sets:
     files, labels = _listed(path / "train", classes)
     test_files, test_labels = _listed(test, classes)
     check_labels(labels, wanted.outputs, f"{path}/train")
-    shape = wanted.picture or _stored_shape(files[0])
+    shape = wanted.picture or stored_shape(files[0])
     look = measured_look(files, shape)
     train = PictureSet(files, labels, augmented(look, augment))
     return Sets(train, PictureSet(test_files, test_labels, look), "classification", len(classes), f"pictures of {path}")
@@ -100,7 +100,7 @@ def _listed(folder: Path, classes: Sequence[str]) -> tuple[list[Path], Tensor]:
     return files, torch.tensor(labels)
 
 
-def _stored_shape(file: Path) -> tuple[int, int, int]:
+def stored_shape(file: Path) -> tuple[int, int, int]:
     """Return the shape of a picture, as a model for all."""
     try:
         with Image.open(file) as opened:

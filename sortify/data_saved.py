@@ -1,10 +1,11 @@
-"""Reader of data sets that Hugging Face `datasets` saved: tokens, texts or pictures, with or without labels.
+"""Reader of tables and of data sets that Hugging Face `datasets` saved: tokens, texts or pictures, labels or none.
 
 Shapes: B samples, S positions.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,11 +15,13 @@ import torch
 from torch import Tensor
 
 from sortify.data_images import PictureSet, measured_look
+from sortify.data_tables import read_columns, table_files
 from sortify.data_texts import DEFAULT_LENGTH, TEST_SHARE, Tokenizer
 from sortify.errors import DataError
 from sortify.samples import Sets, Wanted, augmented, check_labels, first_line
 from sortify.tasks import IGNORED, TARGET_NAMES
 
+TEXT_TASKS = ("language-modelling", "masked-lm")
 TEST_SPLITS = ("test", "validation", "valid", "dev")
 PICTURE_COLUMNS = ("image", "img")
 TOKEN_COLUMNS = ("input_ids", "attention_mask", "token_type_ids")
@@ -85,41 +88,87 @@ def _padded(rows: Sequence[Sequence[int]], length: int, value: int) -> Tensor:
     return padded
 
 
-def read_dataset(path: Path, wanted: Wanted, tokenizer: Tokenizer, length: int | None, augment: str) -> Sets:
-    """Return a data set that `datasets` saved with `save_to_disk`.
+@dataclass(frozen=True)
+class Reading:
+    """How rows become samples.
+
+    Attributes:
+        wanted: what the model expects.
+        tokenizer: for text columns.
+        length: tokens of a sample; None takes the model's.
+        augment: of training pictures.
+        task: its name where the user gave one.
+    """
+
+    wanted: Wanted
+    tokenizer: Tokenizer
+    length: int | None = None
+    augment: str = "none"
+    task: str | None = None
+
+
+def read_dataset(path: Path, reading: Reading) -> Sets:
+    """Return a data set that `datasets` saved with `save_to_disk`, or a table of samples; see `data_tables`.
 
     Columns: pictures (image and a label), token ids (input_ids, optionally attention_mask, token_type_ids,
     labels), or one or two texts with or without a label. The split to test is `test` where it has labels, else
-    `validation`; a set without splits is split 9 to 1, always alike.
+    `validation`; a set without splits is split 9 to 1, always alike. Labels that are floats are for regression.
 
     Raises:
         DataError: the folder cannot be read, or its columns or labels do not fit.
     """
     train, test = _splits(path)
+    wanted, tokenizer = reading.wanted, reading.tokenizer
     target = next((name for name in TARGET_NAMES if name in train.column_names), None)
-    names, classes = _classes(path, train, test, target, wanted)
+    if reading.task in TEXT_TASKS and target is not None and not _nested(train[:1][target]):
+        target = None  # labels of whole texts say nothing of their tokens
+    numbers = target is not None and (reading.task == "regression" or _has_numbers(path, (train, test), target, wanted))
+    names, classes = ((), None) if numbers else _classes(path, train, test, target, wanted)
     picture = next((name for name in PICTURE_COLUMNS if name in train.column_names), None)
     described = f"{path}: {len(train)} training and {len(test)} test samples"
     if picture is not None:
-        return _picture_rows(path, (train, test), (picture, target), wanted, augment, described)
+        return _picture_rows(path, (train, test), (picture, target), wanted, reading.augment, described)
     columns = _input_columns(path, train, target)
-    length = length or wanted.length or DEFAULT_LENGTH
+    length = reading.length or wanted.length or DEFAULT_LENGTH
     sets = [RowSet(rows, columns, target, names, tokenizer, length) for rows in (train, test)]
     listed = target is not None and _nested(train[:1][target])
-    hint = "language-modelling" if target is None else "token-classification" if listed else "classification"
-    return Sets(sets[0], sets[1], hint, classes, f"{described} of {length} tokens ({tokenizer.name})")
+    labelled = "regression" if numbers else "token-classification" if listed else "classification"
+    hint = "language-modelling" if target is None else labelled
+    described += f" of {length} tokens ({tokenizer.name})"
+    return Sets(sets[0], sets[1], hint, classes, described, tokenizer.vocabulary)
+
+
+def _has_numbers(path: Path, splits: Sequence[Any], target: str, wanted: Wanted) -> bool:
+    """Say whether labels are floats; check them against the model."""
+    if not any(isinstance(label, float) for label in splits[0][:100][target]):
+        return False
+    for rows in splits:
+        found = torch.tensor([math.nan if value is None else value for value in rows[target]], dtype=torch.float64)
+        if not found.isfinite().all():
+            raise DataError(f"{path}: column {target} holds numbers that are not finite; leave these samples out")
+    if wanted.rank == 2 and wanted.outputs != 1:
+        raise DataError(
+            f"{path}: column {target} holds numbers (regression), but the model has {wanted.outputs} outputs; classes "
+            "must be integers or words"
+        )
+    return True
 
 
 def _splits(path: Path) -> tuple[Any, Any]:
     import datasets  # type: ignore[import-untyped]  # slow to import, and only needed here
 
+    tables = table_files(path)
     try:
-        saved = datasets.load_from_disk(str(path))
+        if tables is None:
+            saved = datasets.load_from_disk(str(path))
+        else:
+            parts = [datasets.Dataset.from_dict(read_columns(file)) for file in tables if file is not None]
+            saved = parts[0] if len(parts) == 1 else dict(zip(("train", "test"), parts, strict=True))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not a readable saved data set ({first_line(error)})") from None
     if isinstance(saved, datasets.Dataset):
-        parts = saved.train_test_split(test_size=TEST_SHARE, seed=0)
-        return parts["train"], parts["test"]
+        split = saved.train_test_split(test_size=TEST_SHARE, seed=0)
+        return split["train"], split["test"]
     tests = [saved[name] for name in TEST_SPLITS if name in saved]
     if "train" not in saved or not tests:
         raise DataError(f"{path}: expected splits train and test (or validation), found {', '.join(saved)}")

@@ -1,7 +1,7 @@
 """Text as token ids, and the reader of plain text files for language modelling.
 
-Without a tokenizer text is read byte by byte: the id of a byte is its value (a vocabulary of 256), and 0,
-which never occurs in text, pads. Two texts of one sample are joined by a line break.
+Without a tokenizer text is read byte by byte: the id of a byte is its value (a vocabulary of 256). Of the values that
+never occur in text, 0 pads and 255 masks. Two texts of one sample are joined by a line break.
 
 Shapes: B samples, S positions.
 """
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sortify.errors import DataError
 from sortify.samples import Sets, Wanted, check_labels, first_line
+from sortify.tasks import Vocabulary
 
 DEFAULT_LENGTH = 128
 TEST_SHARE = 0.1
@@ -29,6 +30,7 @@ class Tokenizer(Protocol):
 
     name: str
     pad: int
+    vocabulary: Vocabulary
 
     def text(self, text: str) -> Sequence[int]:
         """Return the ids of a long text, without marks of beginning or end."""
@@ -40,10 +42,11 @@ class Tokenizer(Protocol):
 
 
 class Bytes:
-    """One id per byte of UTF-8."""
+    """One id per byte of UTF-8, in which 0 and 255 never occur: these pad and mask."""
 
     name = "bytes"
     pad = 0
+    vocabulary = Vocabulary(256, 255, (0,))
 
     def text(self, text: str) -> Sequence[int]:
         """Return the bytes."""
@@ -68,6 +71,8 @@ class Saved:
             raise DataError(f"{folder}: not a readable tokenizer ({first_line(error)})") from None
         self.name = f"tokenizer {folder}"
         self.pad = self._tokenizer.pad_token_id or 0
+        special = tuple(self._tokenizer.all_special_ids)
+        self.vocabulary = Vocabulary(len(self._tokenizer), self._tokenizer.mask_token_id, special)
 
     def text(self, text: str) -> Sequence[int]:
         """Return ids without special tokens."""
@@ -126,7 +131,7 @@ def read_text(path: Path, wanted: Wanted, tokenizer: Tokenizer, length: int | No
         check_labels(torch.tensor([int(tokens.max())]), wanted.outputs, f"{path} (token ids as targets)")
     train, test = BlockSet(tokens[:cut], length), BlockSet(tokens[cut:], length)
     sizes = f"{len(train)} training and {len(test)} test blocks of {length} ({tokenizer.name})"
-    return Sets(train, test, "language-modelling", None, f"{path}: {sizes}")
+    return Sets(train, test, "language-modelling", None, f"{path}: {sizes}", tokenizer.vocabulary)
 
 
 def _file_tokens(path: Path, tokenizer: Tokenizer) -> Any:

@@ -384,8 +384,7 @@ class _Measure:
         for batch in self._data.test:
             inputs, target = self._task.split(batch)
             output = self._model(*moved(inputs.args, self._device), **moved(inputs.kwargs, self._device))
-            part = self._task.totals(output, moved(target, self._device))
-            yield Totals(part.loss.double(), part.hits, part.count)
+            yield self._task.totals(output, moved(target, self._device)).exact()
 
 
 def _plain(value: float) -> float | None:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sortify.errors import DataError
-from sortify.tasks import MAIN_INPUTS, example_logits
+from sortify.errors import DataError, TrainingError
+from sortify.task_inputs import MAIN_INPUTS, Vocabulary, example_logits
 
 if TYPE_CHECKING:
     from sortify.model import SortedModel
@@ -34,8 +34,8 @@ class Wanted:
     Attributes:
         shape: of one sample of the main input, without the batch dimension.
         floating: whether the main input holds floats (pictures, features) or integers (tokens).
-        outputs: size of the output's last dimension: classes or vocabulary.
-        rank: number of dimensions of the output: 2 for `[B, C]`, 3 for `[B, S, V]`.
+        outputs: classes, vocabulary or numbers: the output's last size, of pictures `[B, C, H, W]` the second.
+        rank: number of dimensions of the output: 2 for `[B, C]`, 3 for `[B, S, V]`, 4 for `[B, C, H, W]`.
     """
 
     shape: tuple[int, ...] | None = None
@@ -50,9 +50,14 @@ class Wanted:
             return cls()
         args, kwargs = model.examples
         main = _main_input(args, kwargs)
-        logits = example_logits(model)
         shape = None if main is None else tuple(main.shape[1:])
-        return cls(shape, None if main is None else main.is_floating_point(), logits.shape[-1], logits.dim())
+        floating = None if main is None else main.is_floating_point()
+        try:
+            sizes = example_logits(model).shape
+        except TrainingError:  # no logits: a task of one's own knows what to do with the output
+            return cls(shape, floating)
+        outputs = 1 if len(sizes) < 2 else sizes[1] if len(sizes) == 4 else sizes[-1]
+        return cls(shape, floating, outputs, len(sizes))
 
     @property
     def picture(self) -> tuple[int, int, int] | None:
@@ -92,6 +97,7 @@ class Sets:
     hint: str | None
     classes: int | None
     description: str
+    vocabulary: Vocabulary | None = None
 
 
 def joined(batch: Any) -> Any:

@@ -18,7 +18,7 @@ from training_models import make_model
 from sortify.data import load_data
 from sortify.data_arrays import read_digits, read_npz
 from sortify.data_images import read_folder
-from sortify.data_saved import read_dataset
+from sortify.data_saved import Reading, read_dataset
 from sortify.data_texts import Bytes, read_text
 from sortify.errors import DataError
 from sortify.samples import Look, Wanted, fitted, shifted, statistics
@@ -130,7 +130,7 @@ def test_npz_tokens_stay_integers(tmp_path: Path) -> None:
         ({"y_train": LABELS[:9]}, "x_train has 20 samples but y_train has 9"),
         ({"y_train": LABELS + 7}, r"labels go up to 10, but the model has 10 outputs \(0 to 9\)"),
         ({"y_train": LABELS - 1}, "labels must not be negative, got -1"),
-        ({"y_train": LABELS / 2}, "one integer label per sample, got float64"),
+        ({"y_train": LABELS / 2}, "1 numbers per sample, but the model has 10 outputs; class numbers must be stored as int"),
         ({"y_train": numpy.array(["a"] * 20)}, "y_train must be a numeric array"),
         ({"x_train": PICTURES[:0]}, "x_train is empty"),
         ({"x_test": PICTURES[:, :4]}, "must have samples of one shape"),
@@ -307,14 +307,14 @@ def test_a_test_split_without_labels_gives_way_to_validation(tmp_path: Path) -> 
 
 def test_a_saved_data_set_of_tokens(tmp_path: Path) -> None:
     tokens = {"input_ids": [[1, 2, 3], [4]], "labels": [[1, 2, 3], [4]]}
-    sets = read_dataset(Path(saved(tmp_path / "a", train=tokens, test=tokens)), Wanted(), Bytes(), 2, "none")
+    sets = read_dataset(Path(saved(tmp_path / "a", train=tokens, test=tokens)), Reading(Wanted(), Bytes(), 2))
     assert sets.hint == "token-classification"
     batch = sets.test.__getitems__([0, 1])
     assert batch["input_ids"].tolist() == [[1, 2], [4, 0]]
     assert batch["labels"].tolist() == [[1, 2], [4, IGNORED]]
     assert batch["attention_mask"].tolist() == [[1, 1], [1, 0]]
     plain = {"input_ids": [[1, 2, 3], [4, 5, 6]]}
-    sets = read_dataset(Path(saved(tmp_path / "b", train=plain, test=plain)), Wanted(), Bytes(), 3, "none")
+    sets = read_dataset(Path(saved(tmp_path / "b", train=plain, test=plain)), Reading(Wanted(), Bytes(), 3))
     assert sets.hint == "language-modelling"
 
 
@@ -342,7 +342,7 @@ def test_a_saved_data_set_of_pictures(tmp_path: Path) -> None:
         ({"train": TEXTS}, "expected splits train and test"),
         ({"train": {"x": [1]}, "test": {"x": [1]}}, "expected a column input_ids or image"),
         ({"train": TEXTS, "test": {"sentence": ["a"], "label": [99]}}, "labels go up to 99, but the model has 10"),
-        ({"train": {"t": ["a"], "label": [0.5]}, "test": {"t": ["a"], "label": [0.5]}}, "integers or words"),
+        ({"train": {"t": ["a"], "label": [0.5]}, "test": {"t": ["a"], "label": [0.5]}}, "but the model has 10 outputs"),
         ({"train": {"t": ["a"], "label": ["x"]}, "test": {"t": ["a"], "label": ["y"]}}, "label 'y' of the test split"),
     ],
 )
