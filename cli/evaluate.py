@@ -17,6 +17,7 @@ from .options import (
     Device,
     Directory,
     SequenceLength,
+    TaskName,
     Tokenizer,
     Verbose,
     Workers,
@@ -35,6 +36,7 @@ else:
 def run(
     dir: Directory = SORTED,
     data: DataText = None,
+    task: TaskName = None,
     grid: Annotated[
         str | None,
         typer.Option(
@@ -64,14 +66,15 @@ def run(
         tokenizer=tokenizer,
         sequence_length=sequence_length,
         workers=workers,
+        task=task,
     )
-    task = sortify.task_for(loaded, model)
+    chosen = sortify.task_for(loaded, model, task)
     with _bar() as bar:
         line = bar.add_task("", total=len(members))
         found = sortify.evaluate(
             model,
             loaded,
-            task,
+            chosen,
             members,
             recalibrate_batches=recalibrate,
             directory=dir,

@@ -17,6 +17,7 @@ from .options import (
     Directory,
     SequenceLength,
     Sizes,
+    TaskName,
     Tokenizer,
     Verbose,
     given,
@@ -63,6 +64,7 @@ def run(
     ] = None,
     format: Annotated[str, typer.Option("--format", help="pt2, safetensors, or auto: as OUT ends, else pt2.")] = "auto",
     data: DataText = None,
+    task: TaskName = None,
     recalibrate: Annotated[
         int, typer.Option("--recalibrate", metavar="N", min=1, help="Batches of --data for batch-norm statistics.")
     ] = 20,
@@ -86,7 +88,7 @@ def run(
     if model.space.trained is not None and not model.space.is_member(subnet):
         warn(f"{subnet} is none of the sub-networks that were trained; it may score far below its neighbours")
     if _lacks_statistics(model, subnet):
-        load = {"batch_size": batch_size, "tokenizer": tokenizer, "sequence_length": sequence_length}
+        load = {"batch_size": batch_size, "tokenizer": tokenizer, "sequence_length": sequence_length, "task": task}
         _measure(model, subnet, data, recalibrate, load)
     error = _write(model, subnet, target, form)
     if rule:
@@ -129,7 +131,7 @@ def _measure(
         )
         return
     loaded = sortify.load_data(data, model=model, **load)
-    task = sortify.task_for(loaded, model)
+    task = sortify.task_for(loaded, model, load["task"])
     with model.using(subnet):
         model.recalibrate((task.split(batch)[0].to_model() for batch in loaded.train), batches)
 

@@ -24,7 +24,16 @@ DataText = Annotated[
     typer.Option(
         "--data",
         metavar="DATA",
-        help="digits, FILE.npz, FILE.txt, a folder of pictures, a saved data set, or package.module:function.",
+        help="digits, FILE (npz, csv, tsv, jsonl, txt), a folder of pictures, a saved data set, or "
+        "package.module:function.",
+    ),
+]
+TaskName = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        metavar="NAME",
+        help="Such as masked-lm, where data and model leave it open, or package.module:function.",
     ),
 ]
 Tokenizer = Annotated[

@@ -15,6 +15,7 @@ from .options import (
     Device,
     Directory,
     SequenceLength,
+    TaskName,
     Tokenizer,
     Verbose,
     read_device,
@@ -32,6 +33,7 @@ def run(
     dir: Directory = SORTED,
     by: Annotated[str, typer.Option("--by", help="magnitude (without data), activation or taylor.")] = "magnitude",
     data: DataText = None,
+    task: TaskName = None,
     batches: Annotated[int, typer.Option("--batches", metavar="N", min=1, help="Training batches to measure on.")] = 20,
     blocks: Annotated[
         bool, typer.Option("--blocks", help="Rank blocks as well: small depths give up the least important ones.")
@@ -56,7 +58,7 @@ def run(
         line = bar.add_task(by, total=batches)
         given: dict[str, Any] = {"progress": lambda done, of: bar.update(line, completed=done, total=of)}
         if by != "magnitude":
-            load = {"batch_size": batch_size, "tokenizer": tokenizer, "sequence_length": sequence_length}
+            load = {"batch_size": batch_size, "tokenizer": tokenizer, "sequence_length": sequence_length, "task": task}
             given |= _measured_on(model, required_data(data), load)
             model.to(read_device(device))
         done = model.order(by, batches=batches, blocks=blocks, **given)
@@ -68,7 +70,7 @@ def run(
 def _measured_on(model: sortify.SortedModel, text: str, load: dict[str, Any]) -> dict[str, Any]:
     """Batches of training data with their targets, and the loss of the task."""
     loaded = sortify.load_data(text, model=model, **load)
-    task = sortify.task_for(loaded, model)
+    task = sortify.task_for(loaded, model, load["task"])
 
     def pairs() -> Iterator[Any]:
         for batch in loaded.train:

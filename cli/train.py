@@ -16,6 +16,7 @@ from .options import (
     Directory,
     Multiple,
     SequenceLength,
+    TaskName,
     Tokenizer,
     Untie,
     Verbose,
@@ -82,6 +83,7 @@ SaveMinutes = Annotated[float, _option("--save-minutes", "Minutes between two ch
 def run(
     dir: Directory = SORTED,
     data: DataText = None,
+    task: TaskName = None,
     dims: Dims = None,
     levels: LevelText = "4",
     untied: Untie = "",
@@ -120,9 +122,10 @@ def run(
     config = _config(options)
     text = required_data(data)
     model = sortify.load(dir)
-    names = ("batch_size", "seed", "augment", "tokenizer", "sequence_length", "workers")
+    names = ("batch_size", "seed", "augment", "tokenizer", "sequence_length", "workers", "task")
     loaded = sortify.load_data(text, model=model, **{name: options[name] for name in names})
-    trainer = sortify.Trainer(model, loaded, config, directory=dir, progress=True)
+    chosen = sortify.task_for(loaded, model, task)
+    trainer = sortify.Trainer(model, loaded, config, task=chosen, directory=dir, progress=True)
     say(f"{dir}: {trainer.task.name} on {loaded.description}")
     result = trainer.run(resume=resume, overwrite=overwrite)
     if not result.losses:

@@ -61,7 +61,7 @@ from sortify.samplers import SAMPLERS, make_sampler, register_sampler
 from sortify.scores import Chosen
 from sortify.sources import Source, load_source
 from sortify.space import Space, Subnet, Trained
-from sortify.tasks import task_for
+from sortify.tasks import OwnTask, Vocabulary, task_for
 from sortify.train import Trainer
 from sortify.training_config import TrainConfig
 from sortify.update import SortedUpdate
@@ -91,6 +91,7 @@ __all__ = [
     "Frozen",
     "InputError",
     "MeasuredCost",
+    "OwnTask",
     "Plan",
     "Profile",
     "ProfileError",
@@ -107,6 +108,7 @@ __all__ = [
     "Trained",
     "Trainer",
     "TrainingError",
+    "Vocabulary",
     "describe",
     "difference",
     "draw",

@@ -118,7 +118,7 @@ def check_classes(target: Tensor, classes: int | None, task: str) -> None:
     if target.is_floating_point() or target.is_complex():
         kind = str(target.dtype).removeprefix("torch.")
         raise DataError(
-            f"{task} expects class numbers as targets, got {kind} of shape {shape}; floats are for regression"
+            f"{task} expects class numbers, got {kind} of shape {shape}; floats are for regression"
         )
     if classes is None or target.device.type != "cpu":
         return
