@@ -167,6 +167,8 @@ def _splits(path: Path) -> tuple[Any, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not a readable saved data set ({first_line(error)})") from None
     if isinstance(saved, datasets.Dataset):
+        if len(saved) < 2:
+            raise DataError(f"{path}: {len(saved)} samples are too few to keep some for testing")
         split = saved.train_test_split(test_size=TEST_SHARE, seed=0)
         return split["train"], split["test"]
     tests = [saved[name] for name in TEST_SPLITS if name in saved]

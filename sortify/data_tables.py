@@ -45,8 +45,10 @@ def read_columns(path: Path) -> dict[str, list[Any]]:
         raise DataError(f"{path}: there are no rows; expected a head and one sample per line")
     names = list(rows[0])
     for number, row in enumerate(rows, 1):
-        if list(row) != names or None in row.values():
-            raise DataError(f"{path}: row {number} has other columns than the first; expected {', '.join(names)}")
+        if list(row) != names or None in row or None in row.values():
+            raise DataError(
+                f"{path}: row {number} has other columns than the head; expected {', '.join(filter(None, names))}"
+            )
     return {name: _numbers([row[name] for row in rows]) for name in names}
 
 

@@ -89,9 +89,14 @@ class Evaluation:
         return next((row for row in self.rows if row.subnet == subnet), None)
 
     def relative(self, row: Row) -> float:
-        """Return a row's score as a share of the full model's; NaN where that is not measured or 0."""
+        """Return a row's score as a share of the full model's; NaN where that is not measured, 0 or negative."""
         full = self.full_row
-        return math.nan if full is None or not self.score(full) else self.score(row) / self.score(full)
+        return math.nan if full is None or not self.score(full) > 0 else self.score(row) / self.score(full)
+
+    @property
+    def in_percent(self) -> bool:
+        """Whether scores are shown in per cent: all lie between -1 and 1, as accuracies, IoU and R^2 do."""
+        return all(-1 <= self.score(row) <= 1 for row in self.rows)
 
     @property
     def front(self) -> tuple[Row, ...]:
@@ -191,7 +196,7 @@ class Evaluation:
             quantity(row.params),
             quantity(row.flops),
             f"{share:.1%}",
-            f"{self.score(row):.2%}",
+            f"{self.score(row):.2%}" if self.in_percent else f"{self.score(row):.4g}",
             "-" if math.isnan(relative) else f"{relative:.1%}",
             f"{row.metrics['loss']:.4f}",
             "*" if row.front else "",

@@ -62,7 +62,7 @@ def make_figure(evaluation: Evaluation) -> Figure:
 
 
 def _scatter(panel: Axes, evaluation: Evaluation) -> None:
-    """Draw score (in per cent) against FLOPs."""
+    """Draw score (in per cent where it is a share) against FLOPs."""
     plain(panel)
     others = [row for row in evaluation.rows if not row.front]
     front = evaluation.front
@@ -76,13 +76,14 @@ def _scatter(panel: Axes, evaluation: Evaluation) -> None:
         ring: dict[str, Any] = {"facecolors": "none", "edgecolors": FULL, "linewidths": 2.0}
         panel.scatter(*_points(evaluation, [full]), s=170, zorder=4, label="full model", **ring)
     _flops_axis(panel, [row.flops for row in evaluation.rows])
-    panel.set_ylabel(f"{_words(evaluation.metric)} (%)")
+    panel.set_ylabel(f"{_words(evaluation.metric)}{' (%)' if evaluation.in_percent else ''}")
     panel.set_title("Score against cost", loc="left", fontweight="bold", fontsize=12)
     panel.legend(frameon=False, loc="best", fontsize=10)
 
 
 def _points(evaluation: Evaluation, rows: Sequence[Row]) -> tuple[list[float], list[float]]:
-    return [float(row.flops) for row in rows], [100 * evaluation.score(row) for row in rows]
+    factor = 100 if evaluation.in_percent else 1
+    return [float(row.flops) for row in rows], [factor * evaluation.score(row) for row in rows]
 
 
 def _flops_axis(panel: Axes, flops: Sequence[int]) -> None:
@@ -162,7 +163,8 @@ def _heat(panel: Axes, heat: HeatMap, evaluation: Evaluation, square: bool) -> N
             if not math.isnan(value):
                 shade = (value - low + 0.15 * span) / (1.4 * span)
                 colour = "white" if _dark(shade) else INK
-                panel.text(x, y, f"{100 * value:.1f}", ha="center", va="center", color=colour, fontsize=size)
+                text = f"{100 * value:.1f}" if evaluation.in_percent else f"{value:.3g}"
+                panel.text(x, y, text, ha="center", va="center", color=colour, fontsize=size)
     panel.set_xticks(range(len(heat.columns)), [f"{value:.3g}" for value in heat.columns])
     panel.set_yticks(range(len(heat.lines)) if heat.up else [], [f"{v:.3g}" for v in heat.lines] if heat.up else None)
     panel.set_xlabel(heat.across)
@@ -175,7 +177,8 @@ def _heat(panel: Axes, heat: HeatMap, evaluation: Evaluation, square: bool) -> N
     panel.grid(which="minor", color="white", lw=1.5)
     panel.tick_params(which="minor", length=0)
     by = f"{heat.across} and {heat.up}" if heat.up else heat.across
-    panel.set_title(f"{_words(evaluation.metric).capitalize()} (%) by {by}", loc="left", fontweight="bold", fontsize=12)
+    title = f"{_words(evaluation.metric).capitalize()}{' (%)' if evaluation.in_percent else ''} by {by}"
+    panel.set_title(title, loc="left", fontweight="bold", fontsize=12)
 
 
 def _dark(shade: float) -> bool:

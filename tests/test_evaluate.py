@@ -102,6 +102,18 @@ def test_scores_are_compared_with_the_full_models() -> None:
     assert evaluation.relative(evaluation.rows[0]) == pytest.approx(0.75)
     assert evaluation.full_row == evaluation.rows[1]
     assert math.isnan(made({subnet(0.5): (250, 0.6)}).relative(evaluation.rows[0]))
+    negative = made({subnet(0.5): (250, -0.5), subnet(1.0): (1000, -0.4)})
+    assert math.isnan(negative.relative(negative.rows[0]))
+
+
+def test_scores_beyond_one_are_no_percentages() -> None:
+    shares, decibels = made({subnet(1.0): (1000, 0.83)}), made({subnet(0.5): (250, 0.5), subnet(1.0): (1000, 23.4)})
+    for evaluation, share, text in ((shares, True, "83.00%"), (decibels, False, "23.4")):
+        console = Console(width=160, record=True, quiet=False, file=io.StringIO())
+        console.print(evaluation.table())
+        assert evaluation.in_percent is share
+        assert text in console.export_text()
+        assert ("(%)" in make_figure(evaluation).axes[0].get_ylabel()) is share
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
