@@ -44,12 +44,16 @@ LevelText = Annotated[str, _option("--levels", "Levels: 4, or width=4,depth=2, o
 Sampler = Annotated[
     str,
     _option(
-        "--sampler", "Which sub-networks a step trains: random, sandwich, stratified, weighted or round-robin.", WHAT
+        "--sampler",
+        "Which sub-networks a step trains: random, sandwich, stratified, weighted, by-cost, by-loss, round-robin, "
+        "progressive or bounded.",
+        WHAT,
     ),
 ]
 Accumulate = Annotated[
-    int | None, _option("--accumulate", "How many; by default 1, sandwich and stratified 4.", WHAT, True)
+    str | None, _option("--accumulate", "How many: 4, 1,2,4 in turn, or adaptive; by default the sampler's own.", WHAT)
 ]
+Project = Annotated[bool, _option("--project", "Take conflicts between their gradients out.", WHAT)]
 ShareBatch = Annotated[
     bool | None,
     _option("--share-batch/--no-share-batch", "Whether they see the same batch; the sandwich's do.", WHAT),
@@ -90,6 +94,7 @@ def run(
     multiple: Multiple = 1,
     sampler: Sampler = "random",
     accumulate: Accumulate = None,
+    project: Project = False,
     share_batch: ShareBatch = None,
     objective: Objective = "task",
     teacher: Teacher = 0.5,
@@ -143,7 +148,19 @@ def _config(options: Mapping[str, Any]) -> sortify.TrainConfig:
         "dims": parse_names(options["dims"]),
         "levels": parse_levels(options["levels"], "--levels"),
         "untied": parse_names(options["untied"]),
+        "accumulate": _counts(options["accumulate"]),
         "clip": options["clip"] or None,
         "save_minutes": options["save_minutes"] or None,
     }
     return sortify.TrainConfig(**{**same, **read})
+
+
+def _counts(text: str | None) -> int | tuple[int, ...] | str | None:
+    """Read `4`, `1,2,4` or `adaptive`."""
+    if text is None or text == "adaptive":
+        return text
+    parts = text.replace(" ", "").split(",")
+    if not all(part.isdecimal() for part in parts):
+        raise typer.BadParameter(f"'{text}': expected 4, 1,2,4 or adaptive", param_hint="--accumulate")
+    numbers = tuple(int(part) for part in parts)
+    return numbers if len(numbers) > 1 else numbers[0]

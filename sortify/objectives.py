@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, cast
 from torch import Tensor
 
 from sortify.errors import TrainingError
-from sortify.samplers import Levels
+from sortify.sampling import Levels
 from sortify.tasks import divergence, logits_of
 
 if TYPE_CHECKING:

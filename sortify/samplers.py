@@ -1,42 +1,27 @@
 """Which sub-networks one optimiser step trains: small objects with `draw(generator, step)`.
 
-A sampler holds no state. All chance comes from the generator that it is given, so a run can be
-repeated and resumed, and all processes of a run that seed their generators alike draw alike.
+All chance comes from the generator that a sampler is given, so a run can be repeated and resumed, and all processes
+of a run that seed their generators alike draw alike. What a sampler learns it hands out to be kept (`state_dict`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, cast
 
 import torch
 
 from sortify.errors import TrainingError
+from sortify.samplers_guided import BoundedSampler, CostSampler, LossSampler, ProgressiveSampler
+from sortify.sampling import Levels, Sampler, choices_of, corner, member_of, uniform, weighted
 
 if TYPE_CHECKING:
     from sortify.space import Space, Subnet
 
-Levels = tuple[tuple[str, tuple[float, ...]], ...]
-"""Group, kind or pattern -> fractions, ascending: `(("width", (0.25, 0.5, 0.75, 1.0)), ("depth", (0.5, 1.0)))`."""
-
 DEFAULT_LEVELS = 4
-
-
-class Sampler(Protocol):
-    """What the update asks: the sub-networks of one optimiser step, in the order in which they run."""
-
-    name: ClassVar[str]
-    shares_batch: ClassVar[bool]
-    """Whether all draws of a step see one mini-batch by default, or each the next one."""
-    usual_count: ClassVar[int]
-    """Draws per step where the user names none."""
-
-    def draw(self, generator: torch.Generator, step: int) -> list[Subnet]:
-        """Return the sub-networks of optimiser step `step` (from 0)."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -56,7 +41,7 @@ class RandomSampler:
 
     def draw(self, generator: torch.Generator, step: int) -> list[Subnet]:
         """Draw `count` sub-networks."""
-        return [_uniform(self.space, self.levels, generator) for _ in range(self.count)]
+        return [uniform(self.space, self.levels, generator) for _ in range(self.count)]
 
 
 @dataclass(frozen=True)
@@ -77,7 +62,7 @@ class SandwichSampler:
     def draw(self, generator: torch.Generator, step: int) -> list[Subnet]:
         """Return the two ends, then the random ones."""
         ends = [corner(self.space, self.levels, -1), corner(self.space, self.levels, 0)][: self.count]
-        return ends + [_uniform(self.space, self.levels, generator) for _ in range(self.count - len(ends))]
+        return ends + [uniform(self.space, self.levels, generator) for _ in range(self.count - len(ends))]
 
 
 @dataclass(frozen=True)
@@ -101,13 +86,13 @@ class RoundRobinSampler:
         return [self._at(step * self.count + number) for number in range(self.count)]
 
     def _at(self, place: int) -> Subnet:
-        sizes = _choices(self.space, self.levels)
+        sizes = choices_of(self.space, self.levels)
         turn, left = divmod(place, math.prod(sizes))
         left, chosen = _shuffled(math.prod(sizes), turn)[left], []
         for size in sizes:
             left, level = divmod(left, size)
             chosen.append(level)
-        return _chosen(self.space, self.levels, chosen)
+        return member_of(self.space, self.levels, chosen)
 
 
 @lru_cache(maxsize=8)
@@ -141,12 +126,12 @@ class StratifiedSampler:
     def draw(self, generator: torch.Generator, step: int) -> list[Subnet]:
         """Draw `count` sub-networks."""
         columns = []
-        for size in _choices(self.space, self.levels):
+        for size in choices_of(self.space, self.levels):
             ranges = torch.randperm(self.count, generator=generator)
             places = (ranges + torch.rand(self.count, generator=generator, dtype=torch.float64)) / self.count
             columns.append([min(int(place * size), size - 1) for place in places.tolist()])
         return [
-            _chosen(self.space, self.levels, [column[number] for column in columns]) for number in range(self.count)
+            member_of(self.space, self.levels, [column[number] for column in columns]) for number in range(self.count)
         ]
 
 
@@ -173,34 +158,8 @@ class WeightedSampler:
 
     def draw(self, generator: torch.Generator, step: int) -> list[Subnet]:
         """Draw `count` sub-networks."""
-        return [self._one(generator) for _ in range(self.count)]
-
-    def _one(self, generator: torch.Generator) -> Subnet:
-        chosen = []
-        for size in _choices(self.space, self.levels):
-            weights = torch.ones(size)
-            weights[-1] = LARGEST
-            chosen.append(int(torch.multinomial(weights, 1, generator=generator)))
-        return _chosen(self.space, self.levels, chosen)
-
-
-def _choices(space: Space, levels: Levels) -> list[int]:
-    """How many levels each thing that moves on its own has; nothing moves where nothing is trained."""
-    return space.choices(**dict(levels)) if levels else []
-
-
-def _chosen(space: Space, levels: Levels, places: Sequence[int]) -> Subnet:
-    return space.chosen(places, **dict(levels)) if levels else space.full
-
-
-def corner(space: Space, levels: Levels, index: int) -> Subnet:
-    """Return the sub-network with every trained group at its level `index` (0: smallest, -1: largest)."""
-    return space.subnet(**{group: fractions[index] for group, fractions in levels})
-
-
-def _uniform(space: Space, levels: Levels, generator: torch.Generator) -> Subnet:
-    """Draw one level of each group (of each axis where the space unties it), uniformly and independently."""
-    return space.sample(generator, **dict(levels)) if levels else space.full
+        weights = [[1.0] * (size - 1) + [LARGEST] for size in choices_of(self.space, self.levels)]
+        return [weighted(self.space, self.levels, weights, generator) for _ in range(self.count)]
 
 
 class SamplerKind(Protocol):
@@ -240,11 +199,23 @@ def register_sampler(sampler: Kind) -> Kind:
     return sampler
 
 
-for _kind in (RandomSampler, SandwichSampler, RoundRobinSampler, StratifiedSampler, WeightedSampler):
+for _kind in (
+    RandomSampler,
+    SandwichSampler,
+    RoundRobinSampler,
+    StratifiedSampler,
+    WeightedSampler,
+    CostSampler,
+    LossSampler,
+    ProgressiveSampler,
+    BoundedSampler,
+):
     register_sampler(_kind)
 
 
-def make_sampler(name: str, space: Space, levels: Levels, count: int | None = None) -> Sampler:
+def make_sampler(
+    name: str, space: Space, levels: Levels, count: int | None = None, steps: int | None = None
+) -> Sampler:
     """Make a sampler from the table.
 
     Args:
@@ -252,6 +223,7 @@ def make_sampler(name: str, space: Space, levels: Levels, count: int | None = No
         space: the model's sub-networks.
         levels: the groups and fractions to train, see `levels_for`.
         count: sub-networks per optimiser step (g_acc of the paper); None takes the sampler's own.
+        steps: of the whole training, for samplers that are dataclasses with a field of this name.
 
     Raises:
         TrainingError: no sampler has this name, or `count` is below 1.
@@ -261,7 +233,32 @@ def make_sampler(name: str, space: Space, levels: Levels, count: int | None = No
     if count is not None and count < 1:
         raise TrainingError(f"sub-networks per step must be 1 or more, got {count}")
     kind = SAMPLERS[name]
-    return kind(space, levels, kind.usual_count if count is None else count)
+    made = kind(space, levels, kind.usual_count if count is None else count)
+    return _with(made, steps=steps) if steps is not None and _has(made, "steps") else made
+
+
+def counted(sampler: Sampler, count: int) -> Sampler:
+    """The same sampler with another number of draws per step.
+
+    Raises:
+        TrainingError: it has no such field.
+    """
+    if getattr(sampler, "count", None) == count:
+        return sampler
+    if not _has(sampler, "count"):
+        raise TrainingError(
+            f"the number of draws of '{sampler.name}' cannot change: make it a dataclass with a 'count'"
+        )
+    return _with(sampler, count=count)
+
+
+def _has(sampler: Any, name: str) -> bool:
+    return is_dataclass(sampler) and name in {each.name for each in fields(sampler)}
+
+
+def _with(sampler: Any, **changed: int) -> Sampler:
+    made: Sampler = replace(sampler, **changed)
+    return made
 
 
 def levels_for(

@@ -194,6 +194,10 @@ class Space:
         """
         return [len(knob.levels) for knob in self._knobs_for(levels)]
 
+    def ladder(self, **levels: LevelsOf) -> dict[str, tuple[float, ...]]:
+        """The fractions of each knob, ascending, by the name of the knob; see `choices`."""
+        return {knob.name: tuple(level.fraction for level in knob.levels) for knob in self._knobs_for(levels)}
+
     def chosen(self, places: Sequence[int], **levels: LevelsOf) -> Subnet:
         """The sub-network with each knob at the level of this number (0: smallest, -1: largest).
 

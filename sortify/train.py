@@ -12,11 +12,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from sortify.accumulation import make_accumulation
 from sortify.batches import Place, Share, Stream, mix, seed_all
 from sortify.data import Data
 from sortify.errors import DataError, TrainingError
 from sortify.objectives import make_objective
-from sortify.samplers import Levels, levels_for, make_sampler
+from sortify.samplers import SAMPLERS, levels_for, make_sampler
+from sortify.sampling import Levels
 from sortify.space import Trained
 from sortify.tasks import Task, task_for
 from sortify.training_config import TrainConfig
@@ -121,21 +123,11 @@ class _Run:
         precision = self._accelerator.mixed_precision if config.precision == "auto" else config.precision
         self._cast_to = PRECISION_TYPES.get(str(precision))
         self._model.to(self._device)
-        sampler = make_sampler(config.sampler, trainer.space, self._levels, config.accumulate)
-        objective = make_objective(config.objective, trainer.space, self._levels)
-        shared = sampler.shares_batch or objective.shares_batch
+        self._objective = make_objective(config.objective, trainer.space, self._levels)
+        shared = SAMPLERS[config.sampler].shares_batch or self._objective.shares_batch
         self._shared = shared if config.share_batch is None else config.share_batch
+        self._space = trainer.space
         self._batches: StepBatches | None = None
-        self._update = SortedUpdate(
-            self._model,
-            sampler,
-            config.seed,
-            self._accelerator,
-            objective=objective,
-            weight=config.teacher,
-            match=self._match,
-            share_batch=self._shared,
-        )
         self._optimizer = make_optimizer(self._model, config)
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=self._cast_to is torch.float16)
         self._folder = None if self._directory is None else StateFolder(self._directory)
@@ -144,19 +136,37 @@ class _Run:
 
     def run(self, *, resume: bool, overwrite: bool) -> Result:
         """See `Trainer.run`."""
+        if self._folder is None and resume:
+            raise TrainingError("to resume a training, name the directory that it was started in")
+        if self._folder is not None and resume and self._folder.finished is not None:
+            return Result(int(self._folder.finished["steps"]), 0.0, (), self._levels)
+        self._total = self._steps()
+        self._update = self._make_update()
         place = Place()
         if self._folder is not None:
-            if resume and self._folder.finished is not None:
-                return Result(int(self._folder.finished["steps"]), 0.0, (), self._levels)
             place = self._resumed() if resume else self._started(overwrite)
-        elif resume:
-            raise TrainingError("to resume a training, name the directory that it was started in")
         self._stream = Stream(self._data.train, self._config.seed, self._share, place)
         self._check_share()
-        self._total = self._steps()
         if not resume:
             self._first_checkpoint()
         return self._trained()
+
+    def _make_update(self) -> SortedUpdate:
+        """What draws, runs and accumulates."""
+        config, usual = self._config, SAMPLERS[self._config.sampler].usual_count
+        accumulation = make_accumulation(config.accumulate, usual, self._total)
+        return SortedUpdate(
+            self._model,
+            make_sampler(config.sampler, self._space, self._levels, accumulation.count(0), self._total),
+            config.seed,
+            self._accelerator,
+            objective=self._objective,
+            weight=config.teacher,
+            match=self._match,
+            share_batch=self._shared,
+            accumulation=accumulation,
+            project=config.project,
+        )
 
     def _started(self, overwrite: bool) -> Place:
         """Prepare the directory for a new training."""
@@ -183,10 +193,10 @@ class _Run:
         try:
             self._model.load_state_dict(dict(state.model))
             self._optimizer.load_state_dict(dict(state.optimizer))
+            self._update.load_state_dict({"step": state.step, **state.drawing})
         except (RuntimeError, ValueError, KeyError) as error:
             raise TrainingError(f"{folder.path}: the checkpoint belongs to another model") from error
         self._scaler.load_state_dict(dict(state.scaler))
-        self._update.step = state.step
         self._accelerator.wait_for_everyone()
         if self._accelerator.is_main_process:
             folder.tidy(state.step)
@@ -196,7 +206,8 @@ class _Run:
         """What must be alike when a training is resumed, beside the configuration."""
         loader = self._data.train
         batches = len(loader) if hasattr(loader, "__len__") else None
-        return {"data": self._data.description, "batch size": getattr(loader, "batch_size", None), "batches": batches}
+        size = getattr(loader, "batch_size", None)
+        return {"data": self._data.description, "task": self._task.name, "batch size": size, "batches": batches}
 
     def _check_share(self) -> None:
         """Refuse batches that leave a process without samples."""
@@ -208,13 +219,24 @@ class _Run:
         """Return the optimiser steps of the whole training."""
         if self._config.steps is not None:
             return self._config.steps
-        per_epoch = self._stream.per_epoch
+        per_epoch = Stream(self._data.train, self._config.seed, self._share).per_epoch
         if per_epoch is None:
             raise TrainingError("the training data does not know its length; give the number of steps")
         if not per_epoch:
             raise DataError("the training data gives no batch: there are fewer samples than the batch size")
-        per_step = 1 if self._shared else len(self._update.draw())
+        per_step = 1 if self._shared else self._batches_per_step()
         return math.ceil(self._config.epochs * per_epoch / per_step)
+
+    def _batches_per_step(self) -> float:
+        """The mean number of batches of a step, where each sub-network sees one of its own."""
+        match self._config.accumulate:
+            case None:
+                return SAMPLERS[self._config.sampler].usual_count
+            case int(count):
+                return count
+            case tuple(counts):
+                return sum(counts) / len(counts)
+        raise TrainingError("how many batches an adaptive step takes is not known before: give the number of steps")
 
     def _trained(self) -> Result:
         """Make all steps and finish."""
@@ -250,7 +272,7 @@ class _Run:
 
         self._optimizer.zero_grad(set_to_none=True)
         drawn = self._update(loss, lambda value: self._scaler.scale(value).backward())
-        losses = self._accelerator.reduce(torch.stack([draw.loss for draw in drawn]), reduction="mean")
+        losses = [float(draw.loss) for draw in drawn]
         self._check_finite(step, drawn, losses)
         for group in self._optimizer.param_groups:
             group["lr"] = self._config.rate(step, self._total)
@@ -259,8 +281,7 @@ class _Run:
             torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._config.clip)
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        averaged = [Drawn(draw.subnet, value) for draw, value in zip(drawn, losses, strict=True)]
-        return averaged, float(losses.mean()), batches.samples * self._share.world
+        return drawn, sum(losses) / len(losses), batches.samples * self._share.world
 
     def _match(self, output: Any, teacher: Any) -> Tensor:
         """How far an output is from its teacher's on the batch of now, in the units of the loss."""
@@ -268,9 +289,9 @@ class _Run:
         _, target, count = self._batches.current
         return self._task.match(output, teacher, target) * self._share.world / count
 
-    def _check_finite(self, step: int, drawn: list[Drawn], losses: Tensor) -> None:
+    def _check_finite(self, step: int, drawn: list[Drawn], losses: list[float]) -> None:
         """Stop before a loss that is not finite reaches the weights."""
-        for draw, value in zip(drawn, losses.tolist(), strict=True):
+        for draw, value in zip(drawn, losses, strict=True):
             if not math.isfinite(value):
                 kept = "" if self._folder is None or not self._folder.unfinished else "; the last checkpoint stays"
                 where = f"step {step}, sub-network {draw.subnet}"
@@ -311,6 +332,7 @@ class _Run:
                 model=self._model.state_dict(),
                 optimizer=self._optimizer.state_dict(),
                 scaler=self._scaler.state_dict(),
+                drawing=self._update.state_dict(),
             )
         )
         self._last_save = time.monotonic()
@@ -334,5 +356,6 @@ class _Run:
         self._recalibrate()
         if self._directory is not None and self._folder is not None and self._accelerator.is_main_process:
             self._model.save(self._directory)
-            self._folder.finish({"finished": True, "steps": self._update.step, "config": self._config.to_json()})
+            facts = {"steps": self._update.step, "task": self._task.name, "config": self._config.to_json()}
+            self._folder.finish({"finished": True, **facts})
         self._accelerator.wait_for_everyone()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from sortify.accumulation import Counts, check_counts
 from sortify.errors import TrainingError
 from sortify.objectives import OBJECTIVES
 from sortify.samplers import SAMPLERS
@@ -30,7 +31,10 @@ class TrainConfig:
         untied: kinds, groups or patterns of axes that are drawn one by one, such as ("inner",).
         multiple: widths are rounded to multiples of this number of units.
         sampler: which sub-networks a step trains, a name in `sortify.SAMPLERS`: "random" (SortedNet), "sandwich" ...
-        accumulate: sub-networks per optimiser step (g_acc); None for the sampler's usual number (1, or 4).
+        accumulate: sub-networks per optimiser step (g_acc); several numbers, such as (1, 2, 4), for equal parts of the
+            training; "adaptive" for as many as the disagreement of gradients asks for (8 at most); None for the
+            sampler's usual number (1, or 4).
+        project: whether conflicts between the gradients of a step are taken out; costs memory for one more set.
         share_batch: whether all sub-networks of a step see the same mini-batch, or each the next one; None for the
             sampler's way (the sandwich shares, so that its members differ in nothing but size).
         objective: what a sub-network learns from, a name in `sortify.OBJECTIVES`: "task", "distill" (the largest of the
@@ -58,7 +62,8 @@ class TrainConfig:
     untied: tuple[str, ...] = ()
     multiple: int = 1
     sampler: str = "random"
-    accumulate: int | None = None
+    accumulate: Counts = None
+    project: bool = False
     share_batch: bool | None = None
     objective: str = "task"
     teacher: float = 0.5
@@ -88,7 +93,7 @@ class TrainConfig:
         ):
             if getattr(self, name) not in known:
                 raise TrainingError(f"unknown {name} '{getattr(self, name)}'; there are {', '.join(known)}")
-        for name in ("multiple", "accumulate", "epochs", "steps", "lr", "clip", "save_steps", "save_minutes"):
+        for name in ("multiple", "epochs", "steps", "lr", "clip", "save_steps", "save_minutes"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise TrainingError(f"{name} must be above 0, got {value}")
@@ -96,6 +101,7 @@ class TrainConfig:
             value = getattr(self, name)
             if not 0 <= value < 1:
                 raise TrainingError(f"{name} must be 0 or more and below 1, got {value}")
+        check_counts(self.accumulate)
         if not 0 <= self.teacher <= 1:
             raise TrainingError(f"teacher must be from 0 to 1, got {self.teacher}")
         if self.share_batch is False and OBJECTIVES[self.objective].shares_batch:
@@ -106,6 +112,8 @@ class TrainConfig:
         found = asdict(self)
         found["dims"] = None if self.dims is None else list(self.dims)
         found["untied"] = list(self.untied)
+        if isinstance(self.accumulate, tuple):
+            found["accumulate"] = list(self.accumulate)
         if isinstance(self.levels, Mapping):
             found["levels"] = {name: v if isinstance(v, int) else list(v) for name, v in self.levels.items()}
         return found
@@ -124,6 +132,8 @@ class TrainConfig:
         if values.get("dims") is not None:
             values["dims"] = tuple(values["dims"])
         values["untied"] = tuple(values.get("untied", ()))
+        if isinstance(values.get("accumulate"), list):
+            values["accumulate"] = tuple(values["accumulate"])
         if isinstance(values.get("levels"), Mapping):
             values["levels"] = {k: v if isinstance(v, int) else tuple(v) for k, v in values["levels"].items()}
         return cls(**values)

@@ -14,7 +14,7 @@ import json
 import pickle
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class State:
         config: of the run.
         data: facts about the data that must not change: batch size, batches per epoch.
         model, optimizer, scaler: state dicts.
+        drawing: what samplers and numbers of draws have learnt.
     """
 
     step: int
@@ -48,6 +49,7 @@ class State:
     model: Mapping[str, Tensor]
     optimizer: Mapping[str, Any]
     scaler: Mapping[str, Any]
+    drawing: Mapping[str, Any] = field(default_factory=dict)
 
 
 class StateFolder:
@@ -99,6 +101,7 @@ class StateFolder:
             "model": dict(state.model),
             "optimizer": dict(state.optimizer),
             "scaler": dict(state.scaler),
+            "drawing": dict(state.drawing),
         }
         try:
             self.flush()
@@ -129,6 +132,7 @@ class StateFolder:
                 model=stored["model"],
                 optimizer=stored["optimizer"],
                 scaler=stored["scaler"],
+                drawing=stored.get("drawing", {}),
             )
         except (OSError, EOFError, RuntimeError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
             raise TrainingError(f"{self._state}: the checkpoint is damaged ({_reason(error)})") from error

@@ -6,9 +6,10 @@ means the same for any number of draws.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -17,17 +18,17 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from sortify.accumulation import Accumulation
 from sortify.batches import mix
+from sortify.gradients import Probe, Projection, average_gradients
 from sortify.landing import Landing
 from sortify.objectives import Objective, soft_cross_entropy
-from sortify.samplers import Sampler
+from sortify.samplers import counted
+from sortify.sampling import Learns, Sampler, Watches
 
 if TYPE_CHECKING:
     from sortify.model import SortedModel
     from sortify.space import Subnet
-
-BUCKET = 2**24
-"""Gradient elements that are sent between processes at once."""
 
 
 Match = Callable[[Any, Any], Tensor]
@@ -51,8 +52,9 @@ class SortedUpdate:
         update(lambda: criterion(model(x), y))      # instead of criterion(model(x), y).backward()
         optimizer.step()
 
-    States: `step` counts the updates made; it is all that has to be kept to go on later, for every draw
-    is a function of the seed and the step. Afterwards the sub-network that was active is active again.
+    States: `step` counts the updates made; every draw is a function of the seed and the step. With it `state_dict()`
+    holds what samplers and numbers of draws have learnt, where they learn. Afterwards the sub-network that was active
+    is active again.
 
     Args:
         model: a sorted model.
@@ -67,6 +69,8 @@ class SortedUpdate:
         match: how far an output is from the teacher's; by default the divergence of the classes of logits `[..., C]`.
         share_batch: whether all sub-networks of a step see the same batch; None for the way of sampler and objective.
             Sub-networks of equal widths that differ in depth then share one forward pass.
+        accumulation: how many sub-networks to draw, where that changes; the sampler is then a dataclass with a `count`.
+        project: whether conflicts between gradients are taken out, see `Projection`.
     """
 
     def __init__(
@@ -80,6 +84,8 @@ class SortedUpdate:
         weight: float = 0.5,
         match: Match = soft_cross_entropy,
         share_batch: bool | None = None,
+        accumulation: Accumulation | None = None,
+        project: bool = False,
     ) -> None:
         self._model = model
         self._sampler = sampler
@@ -88,13 +94,32 @@ class SortedUpdate:
         self._objective, self._weight, self._match = objective, weight, match
         by_itself = sampler.shares_batch or (objective is not None and objective.shares_batch)
         self._shared = by_itself if share_batch is None else share_batch
+        self._accumulation = accumulation
+        self._probe = Probe(model.parameters())
+        self._projection = Projection(model.parameters()) if project else None
         self._landing = Landing(model)
         self.step = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has to be kept to go on later, as JSON values."""
+        learnt = {"accumulation": self._accumulation, "sampler": self._sampler}
+        states = {name: each.state_dict() for name, each in learnt.items() if isinstance(each, Learns)}
+        return {**states, "step": self.step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.step = int(state["step"])
+        for name, each in (("accumulation", self._accumulation), ("sampler", self._sampler)):
+            if isinstance(each, Learns) and name in state:
+                each.load_state_dict(state[name])
 
     def draw(self) -> list[Subnet]:
         """Return the sub-networks that the next update runs, in their order."""
         generator = torch.Generator().manual_seed(mix(self._seed, "subnets", self.step))
-        drawn = self._sampler.draw(generator, self.step)
+        sampler = self._sampler
+        if self._accumulation is not None:
+            sampler = counted(sampler, self._accumulation.count(self.step))
+        drawn = sampler.draw(generator, self.step)
         return drawn if self._objective is None else self._objective.members(drawn)
 
     def __call__(
@@ -107,26 +132,32 @@ class SortedUpdate:
             backward: what to do with the loss, such as scaling it first.
 
         Returns:
-            the sub-networks with their losses, before division by their number.
+            the sub-networks with their losses, before division by their number; averaged over processes.
         """
         subnets, before = self.draw(), self._model.active
         lessons = _Lessons(self._objective, self._match, self._weight)
-        drawn = list[Drawn]()
+        drawn, groups = list[Drawn](), self._groups(subnets)
         watch = self._model.register_forward_hook(lessons.watch) if lessons.teaching else nullcontext()
         try:
             with watch:
-                for group in self._groups(subnets):
+                self._before_backward()
+                for group in groups:
                     drawn += self._group(group, lessons, loss, lambda total: backward(total / len(subnets)))
+                    self._after_backward()
         finally:
             self._model.activate(before)
-        if self._accelerator is not None:
+        if self._projection is not None:
+            self._projection.finish()
+        elif self._accelerator is not None:
             average_gradients(self._model.parameters(), self._accelerator)
+        drawn = self._averaged(drawn)
+        self._learn(drawn)
         self.step += 1
         return drawn
 
     def _groups(self, subnets: list[Subnet]) -> list[list[Subnet]]:
         """Runs of sub-networks of equal widths that see the same batch, and one by one all others."""
-        if not self._shared:
+        if not self._shared or self._projection is not None or self._measures():
             return [[subnet] for subnet in subnets]
         return [list(group) for _, group in groupby(subnets, key=lambda subnet: subnet.sizes)]
 
@@ -149,6 +180,42 @@ class SortedUpdate:
                 drawn.append(Drawn(subnet, value.detach(), apart))
             backward(sum(totals[1:], totals[0]))
         return drawn
+
+    def _measures(self) -> bool:
+        return self._accumulation is not None and self._accumulation.measures(self.step)
+
+    def _before_backward(self) -> None:
+        if self._measures():
+            self._probe.start()
+        if self._projection is not None:
+            self._projection.start()
+
+    def _after_backward(self) -> None:
+        if self._measures():
+            self._probe.add()
+        if self._projection is not None:
+            if self._accelerator is not None:
+                average_gradients(self._model.parameters(), self._accelerator)
+            self._projection.add()
+
+    def _averaged(self, drawn: list[Drawn]) -> list[Drawn]:
+        """Losses averaged over processes."""
+        if self._accelerator is None or self._accelerator.num_processes == 1:
+            return drawn
+        losses = self._accelerator.reduce(torch.stack([each.loss for each in drawn]), reduction="mean")
+        return [replace(each, loss=loss) for each, loss in zip(drawn, losses, strict=True)]
+
+    def _learn(self, drawn: list[Drawn]) -> None:
+        """Tell those who want to know how the step went."""
+        if self._accumulation is not None and self._measures():
+            agreement = self._probe.agreement()
+            value = torch.tensor(math.nan if agreement is None else agreement)
+            if self._accelerator is not None and self._accelerator.num_processes > 1:
+                value = self._accelerator.reduce(value.to(self._accelerator.device), reduction="mean")
+            if value.isfinite():
+                self._accumulation.observe(float(value))
+        if isinstance(self._sampler, Watches):
+            self._sampler.observe([(each.subnet, float(each.loss)) for each in drawn])
 
 
 class _Lessons:
@@ -175,40 +242,3 @@ class _Lessons:
             return loss, None
         apart = self._match(output, self._said[teacher])
         return (1 - self._weight) * loss + self._weight * apart, apart.detach()
-
-
-def average_gradients(parameters: Iterable[Tensor], accelerator: Accelerator) -> None:
-    """Average gradients over all processes, in flat buffers; with one process nothing is done.
-
-    A parameter that has a gradient on some processes counts as zero on the others; one that has none anywhere
-    is left without.
-    """
-    if accelerator.num_processes == 1:
-        return
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    device = trained[0].device if trained else accelerator.device
-    present = torch.tensor([parameter.grad is not None for parameter in trained], device=device, dtype=torch.float32)
-    anywhere = accelerator.reduce(present, reduction="sum").tolist()
-    used = [parameter for parameter, count in zip(trained, anywhere, strict=True) if count]
-    for bucket in _buckets(used):
-        gradients = [
-            parameter.grad if parameter.grad is not None else torch.zeros_like(parameter) for parameter in bucket
-        ]
-        flat = accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), reduction="mean")
-        parts = flat.split([gradient.numel() for gradient in gradients])
-        for parameter, part in zip(bucket, parts, strict=True):
-            parameter.grad = torch.empty_like(parameter).copy_(part.view(parameter.shape))  # in the parameter's layout
-
-
-def _buckets(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Group parameters of one type and device into runs of about `BUCKET` elements."""
-    kinds = sorted(parameters, key=lambda parameter: (str(parameter.dtype), str(parameter.device)))
-    for _, group in groupby(kinds, key=lambda parameter: (parameter.dtype, parameter.device)):
-        bucket: list[Tensor] = []
-        for parameter in group:
-            bucket.append(parameter)
-            if sum(member.numel() for member in bucket) >= BUCKET:
-                yield bucket
-                bucket = []
-        if bucket:
-            yield bucket

@@ -21,7 +21,7 @@ TEXTS = sorted(
     path
     for pattern in ("*", ".ci/*", "docs/**/*", "examples/**/*", "sortify/**/*", "cli/**/*", "tests/**/*")
     for path in ROOT.glob(pattern)
-    if path.suffix in {".md", ".py", ".toml", ".txt", ".yaml", ".yml", ".svg", ".json", ""}
+    if path.suffix in {".md", ".py", ".toml", ".txt", ".yaml", ".yml", ".svg", ".json", ".html", ".css", ".js", ""}
     and path.is_file()
     and path != Path(__file__)
 )
@@ -83,8 +83,12 @@ ROOMS = [
     ],
     [
         "landing",
+        "gradients",
+        "sampling",
+        "samplers_guided",
         "samplers",
         "objectives",
+        "accumulation",
         "training_config",
         "training_parts",
         "training_progress",
@@ -93,6 +97,7 @@ ROOMS = [
         "train",
     ],
     ["evaluate", "picture", "portrait", "describe"],
+    ["charts", "curves", "page", "report_model", "report_runs", "report_scores", "report"],
 ]
 ROW = {room: row for row, rooms in enumerate(ROOMS) for room in rooms}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,14 +15,13 @@ from sortify import samplers
 from sortify.errors import TrainingError
 from sortify.samplers import (
     SAMPLERS,
-    Levels,
     RandomSampler,
-    Sampler,
-    corner,
     levels_for,
     make_sampler,
     register_sampler,
 )
+from sortify.samplers_guided import PERIOD, BoundedSampler
+from sortify.sampling import Levels, Sampler, corner
 from sortify.space import Space, Subnet
 
 SPACE = make_model("mlp").space
@@ -35,7 +35,7 @@ def draws(sampler: Sampler, seed: int, steps: int) -> list[list[Subnet]]:
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_sampler_repeats_itself_from_the_same_seed_only(name: str) -> None:
-    sampler = make_sampler(name, SPACE, LEVELS, 4)
+    sampler = make_sampler(name, SPACE, LEVELS, 4, 10)
     assert draws(sampler, 1, 8) == draws(sampler, 1, 8)
     assert (draws(sampler, 1, 8) != draws(sampler, 2, 8)) == (name != "round-robin")
 
@@ -44,7 +44,7 @@ def test_a_sampler_repeats_itself_from_the_same_seed_only(name: str) -> None:
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_a_sampler_draws_as_many_as_asked_from_the_levels(name: str, count: int) -> None:
     members = set(SPACE.grid(**dict(LEVELS)))
-    for drawn in draws(make_sampler(name, SPACE, LEVELS, count), 0, 20):
+    for drawn in draws(make_sampler(name, SPACE, LEVELS, count, 20), 0, 20):
         assert len(drawn) == count
         assert set(drawn) <= members
 
@@ -52,7 +52,7 @@ def test_a_sampler_draws_as_many_as_asked_from_the_levels(name: str, count: int)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_key_of_the_table_is_the_samplers_own_name(name: str) -> None:
     assert SAMPLERS[name].name == name
-    assert len(make_sampler(name, SPACE, LEVELS).draw(torch.Generator(), 0)) == SAMPLERS[name].usual_count
+    assert len(make_sampler(name, SPACE, LEVELS, steps=10).draw(torch.Generator(), 0)) == SAMPLERS[name].usual_count
 
 
 def test_random_draws_are_uniform_and_independent() -> None:
@@ -110,7 +110,7 @@ def test_wrong_levels_are_refused(dims: tuple[str, ...], levels: object, message
 
 
 def test_wrong_names_and_counts_are_refused() -> None:
-    with pytest.raises(TrainingError, match="unknown sampler 'best'; there are random, round-robin, sandwich"):
+    with pytest.raises(TrainingError, match="unknown sampler 'best'; there are bounded, by-cost, by-loss, progressive"):
         make_sampler("best", SPACE, LEVELS)
     with pytest.raises(TrainingError, match="must be 1 or more, got 0"):
         make_sampler("random", SPACE, LEVELS, 0)
@@ -151,11 +151,66 @@ def test_weighted_draws_take_the_largest_more_often() -> None:
         assert shares == pytest.approx([1 / 4.5] * 3 + [1.5 / 4.5], abs=0.03)  # four standard deviations
 
 
-@pytest.mark.parametrize("name", ["round-robin", "stratified", "weighted"])
+def shares_of(sampler: Sampler, group: str) -> list[float]:
+    """How often each level of a group is drawn."""
+    drawn = [dict(subnet.fractions)[group] for step in draws(sampler, 3, 1000) for subnet in step]
+    return [drawn.count(fraction) / len(drawn) for fraction in dict(LEVELS)[group]]
+
+
+def test_draws_by_cost_come_as_often_as_the_network_costs() -> None:
+    for group, fractions in LEVELS:
+        costs = [SPACE.cost(SPACE.subnet(**{group: fraction})).flops for fraction in fractions]
+        wanted = [cost / sum(costs) for cost in costs]
+        found = shares_of(make_sampler("by-cost", SPACE, LEVELS, 4), group)
+        assert found == pytest.approx(wanted, abs=0.03)
+        assert found != pytest.approx([0.25] * 4, abs=0.03)
+
+
+def test_draws_by_loss_follow_the_recent_losses_and_are_kept() -> None:
+    sampler = make_sampler("by-loss", SPACE, LEVELS, 4)
+    assert shares_of(sampler, "width") == pytest.approx([0.25] * 4, abs=0.03)
+    for width, loss in ((0.25, 3.0), (0.5, 1.0), (0.75, 1.0), (1.0, 1.0)):
+        sampler.observe([(SPACE.subnet(width=width), loss)] * 200)  # type: ignore[attr-defined]
+    assert shares_of(sampler, "width") == pytest.approx([3 / 6, 1 / 6, 1 / 6, 1 / 6], abs=0.03)
+    again = make_sampler("by-loss", SPACE, LEVELS, 4)
+    again.load_state_dict(sampler.state_dict())  # type: ignore[attr-defined]
+    assert draws(again, 5, 20) == draws(sampler, 5, 20)
+    assert draws(make_sampler("by-loss", SPACE, LEVELS, 4), 5, 20) != draws(sampler, 5, 20)
+
+
+def test_progressive_draws_begin_with_the_full_network_and_open_level_by_level() -> None:
+    sampler = make_sampler("progressive", SPACE, LEVELS, 8, steps=60)
+    steps = draws(sampler, 0, 60)
+    lowest = [min(dict(subnet.fractions)["width"] for subnet in drawn) for drawn in steps]
+    assert set(steps[0]) == {SPACE.full}
+    assert [min(lowest[: step + 1]) for step in (0, 9, 19, 29, 59)] == [1.0, 1.0, 0.75, 0.5, 0.25]
+    with pytest.raises(TrainingError, match="needs the number of steps"):
+        make_sampler("progressive", SPACE, LEVELS).draw(torch.Generator(), 0)
+
+
+def test_bounded_draws_change_little_from_step_to_step_and_reach_all() -> None:
+    levels = levels_for(SPACE, ("width", "depth"), {"width": 8, "depth": 4})
+    sampler = make_sampler("bounded", SPACE, levels, 1)
+    flops = [SPACE.cost(drawn[0]).flops for drawn in draws(sampler, 0, 10 * PERIOD)]
+    jumps = [abs(one - other) for one, other in pairwise(flops)]
+    free = [SPACE.cost(drawn[0]).flops for drawn in draws(make_sampler("random", SPACE, levels, 1), 0, 1000)]
+    assert max(jumps) < 0.6 * max(abs(one - other) for one, other in pairwise(free))
+    assert len(set(flops)) == len({SPACE.cost(member).flops for member in SPACE.grid(**dict(levels))})
+    assert BoundedSampler.window(0, 100) == (90, 100)
+    assert BoundedSampler.window(PERIOD // 2, 100) == (0, 10)
+
+
+def test_bounded_draws_refuse_what_cannot_be_ordered() -> None:
+    space = make_model("mlp", depth=4).space.untied("width")
+    with pytest.raises(TrainingError, match=r"orders 16,384 combinations of levels at most, here are [\d,]+"):
+        make_sampler("bounded", space, levels_for(space, ("width",), 40)).draw(torch.Generator(), 0)
+
+
+@pytest.mark.parametrize("name", ["round-robin", "stratified", "weighted", "by-cost", "by-loss", "progressive"])
 def test_untied_axes_are_drawn_on_their_own(name: str) -> None:
     model = make_model("mlp", depth=2)
     space = model.space.untied("inner")
-    sampler = make_sampler(name, space, levels_for(space, ("width",), 2), 2)
+    sampler = make_sampler(name, space, levels_for(space, ("width",), 2), 2, 10)
     found = {subnet for step in draws(sampler, 0, 40) for subnet in step}
     inner = [{size for axis, size in subnet.sizes if "inner" in axis} for subnet in found]
     assert any(len(sizes) > 1 for sizes in inner)

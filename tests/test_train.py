@@ -23,6 +23,7 @@ from training_script import make_data, make_trainer
 from sortify import load
 from sortify.data import Data, load_data
 from sortify.errors import DataError, TrainingError
+from sortify.gradients import average_gradients
 from sortify.samplers import levels_for, make_sampler
 from sortify.space import Subnet
 from sortify.tasks import Classification
@@ -31,7 +32,7 @@ from sortify.training_config import TrainConfig
 from sortify.training_parts import make_optimizer
 from sortify.training_progress import Lines, make_show
 from sortify.training_state import StateFolder
-from sortify.update import SortedUpdate, average_gradients
+from sortify.update import SortedUpdate
 
 SCRIPT = Path(__file__).with_name("training_script.py")
 
