@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -69,6 +71,9 @@ def run(
         task=task,
     )
     chosen = sortify.task_for(loaded, model, task)
+    trained = _trained_task(dir)
+    if trained not in (None, chosen.name):
+        warn(f"{dir} was trained for {trained} and is measured as {chosen.name}; say --task as in training")
     with _bar() as bar:
         line = bar.add_task("", total=len(members))
         found = sortify.evaluate(
@@ -85,6 +90,15 @@ def run(
     show(found.table())
     picture, _ = sortify.draw(found, dir / "evaluation.png")
     say(f"saved: {dir / 'evaluation.json'}, {dir / 'evaluation.csv'}, {picture}")
+
+
+def _trained_task(dir: Path) -> str | None:
+    """The task that was trained last in a folder, if one was."""
+    try:
+        name = json.loads((dir / "training" / "status.json").read_text()).get("task")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return name if isinstance(name, str) else None
 
 
 def _members(model: sortify.SortedModel, grid: str | None) -> list[sortify.Subnet]:

@@ -117,9 +117,7 @@ def check_classes(target: Tensor, classes: int | None, task: str) -> None:
     shape = list(target.shape)
     if target.is_floating_point() or target.is_complex():
         kind = str(target.dtype).removeprefix("torch.")
-        raise DataError(
-            f"{task} expects class numbers, got {kind} of shape {shape}; floats are for regression"
-        )
+        raise DataError(f"{task} expects class numbers, got {kind} of shape {shape}; floats are for regression")
     if classes is None or target.device.type != "cpu":
         return
     known = target[target != IGNORED]

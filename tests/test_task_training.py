@@ -284,4 +284,9 @@ def test_commands_take_a_task_by_name(tmp_path: Path) -> None:
     given = ("--data", data, "--task", "masked-lm", "--batch-size", "8")
     works(tmp_path, "order", "--by", "taylor", "--batches", "2", *given)
     assert "masked-lm on " in works(tmp_path, "train", "--levels", "2", "--steps", "3", *given).stdout
-    assert "masked-lm on" in works(tmp_path, "evaluate", *given).stdout
+    told = works(tmp_path, "evaluate", *given)
+    assert "masked-lm on" in told.stdout
+    assert errors(told) == []
+    assert errors(works(tmp_path, "evaluate", "--data", data)) == [
+        "warning: sorted was trained for masked-lm and is measured as language-modelling; say --task as in training"
+    ]
