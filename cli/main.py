@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from . import convert, evaluate, extract, inspect, order, profile, train, verify
+from . import convert, evaluate, extract, inspect, order, profile, report, train, verify
 from .options import Verbose
 from .settings import NAME, SettingsError, known_settings, read_settings
 
@@ -109,7 +109,7 @@ def _options(
     """Options that stand before a command."""
 
 
-for _command in (convert, inspect, order, train, evaluate, profile, extract, verify):
+for _command in (convert, inspect, order, train, evaluate, profile, report, extract, verify):
     app.command(name=_command.__name__.rpartition(".")[2])(_command.run)
 
 

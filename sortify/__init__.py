@@ -21,6 +21,7 @@ Rooms, in the order in which data flows, each importing only what stands before 
     convert              all of it in one call
     data, tasks, samplers, objectives, update, train, evaluate, picture   training and what came of it
     portrait, describe   a sorted model in pictures and words
+    charts, curves, page, report_model, report_runs, report_scores, report   all of it on one page
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ from sortify.plan import Axis, Frozen, Plan
 from sortify.portrait import draw_model
 from sortify.profile import MeasuredCost, Profile
 from sortify.proof import Check, Report
+from sortify.report import write_report
 from sortify.samplers import SAMPLERS, make_sampler, register_sampler
 from sortify.scores import Chosen
 from sortify.sources import Source, load_source
@@ -126,4 +128,5 @@ __all__ = [
     "sortify",
     "task_for",
     "write",
+    "write_report",
 ]

@@ -24,7 +24,7 @@ from sortify_cli.options import parse_levels, parse_names
 from sortify_cli.show import amount, counted
 
 CLI = Path(__file__).parent.parent / "cli"
-COMMANDS = ("convert", "inspect", "order", "train", "evaluate", "profile", "extract", "verify")
+COMMANDS = ("convert", "inspect", "order", "train", "evaluate", "profile", "report", "extract", "verify")
 
 
 # -- sortify.toml -----------------------------------------------------------------------------------------------------

@@ -105,9 +105,9 @@ def test_wheel_holds_every_file(wheel: Path) -> None:
         f"{package}/{path.relative_to(ROOT / folder).as_posix()}"
         for package, folder in FOLDERS.items()
         for path in (ROOT / folder).rglob("*")
-        if path.suffix == ".py" or path.name == "py.typed"
+        if path.suffix in {".py", ".html", ".css", ".js"} or path.name == "py.typed"
     }
-    assert "sortify/py.typed" in expected
+    assert {"sortify/py.typed", "sortify/templates/report.html"} <= expected
     assert expected - held == set()
     assert not any(name.startswith(("cli/", "tests/")) for name in held)
 
