@@ -9,6 +9,7 @@ Shapes: B samples, S positions, V vocabulary.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
@@ -108,6 +109,9 @@ class MaskedLanguageModelling(TokenClassification):
 
 def chances(tokens: Tensor, seed: int) -> Tensor:
     """Return numbers from 0 to 1, `[B, 3, S]`, that depend on the seed and on the tokens `[B, S]` of their own row."""
-    rows = tokens.cpu().numpy()
-    generators = (torch.Generator().manual_seed(mix(seed, row.tobytes().hex())) for row in rows)
-    return torch.stack([torch.rand(3, tokens.shape[1], generator=generator) for generator in generators])
+    found = torch.empty(len(tokens), 3, tokens.shape[1])
+    generator = torch.Generator()
+    for row, numbers in zip(tokens.cpu().numpy(), found, strict=True):
+        digest = hashlib.blake2b(row.tobytes(), digest_size=8).hexdigest()
+        numbers.uniform_(generator=generator.manual_seed(mix(seed, digest)))
+    return found

@@ -66,18 +66,25 @@ class Segmentation:
             target = target[:, 0]
         if target.dim() != 3:
             raise DataError(f"{self.name} expects masks [batch, height, width], got shape {list(target.shape)}")
-        target = target if target.is_floating_point() else target.long()
-        if self.classes is None or self.classes <= VOID:
-            target = target.masked_fill(target == VOID, IGNORED)
-        check_classes(target, self.classes, self.name)
+        check_classes(target.masked_fill(target == VOID, 0) if self._has_void else target, self.classes, self.name)
         return self.call.inputs(given), target
+
+    @property
+    def _has_void(self) -> bool:
+        return self.classes is None or self.classes <= VOID
+
+    def _truth(self, target: Tensor) -> Tensor:
+        """Return targets as int64, -100 where they are ignored. They come as they are stored: bytes travel faster."""
+        target = target.long()
+        return target.masked_fill(target == VOID, IGNORED) if self._has_void else target
 
     def count(self, target: Tensor) -> Tensor:
         """Return the number of pixels that are not ignored."""
-        return counted(target)
+        return counted(self._truth(target))
 
     def loss(self, output: Any, target: Tensor) -> Tensor:
         """Compare `[B, C, h, w]` with `[B, H, W]`; an auxiliary output counts as well."""
+        target = self._truth(target)
         loss = cross_entropy(resized(logits_of(output), target), target)
         auxiliary = output.get("aux") if isinstance(output, Mapping) else None
         if isinstance(auxiliary, Tensor):
@@ -86,12 +93,14 @@ class Segmentation:
 
     def match(self, output: Any, teacher: Any, target: Tensor) -> Tensor:
         """Compare the probabilities of two outputs at every pixel that counts."""
+        target = self._truth(target)
         pair = (resized(logits_of(each), target).movedim(1, -1).flatten(0, -2) for each in (output, teacher))
         return (divergence(*pair) * (target.flatten() != IGNORED)).sum()
 
     def totals(self, output: Any, target: Tensor) -> Totals:
         """Compare `[B, C, h, w]` with `[B, H, W]`, some pictures at a time."""
-        parts = [_totals(resized(logits, masks), masks) for logits, masks in _slices(logits_of(output), target)]
+        slices = _slices(logits_of(output), self._truth(target))
+        parts = [_totals(resized(logits, masks), masks) for logits, masks in slices]
         total = parts[0]
         for part in parts[1:]:
             total = total + part
