@@ -16,11 +16,13 @@ from xml.etree import ElementTree
 from sortify.picture import HeatMap
 
 WIDE, TALL = 460, 290
-LEFT, RIGHT, TOP, BOTTOM = 58, 26, 26, 44
+LEFT, RIGHT, TOP, BOTTOM = 70, 26, 26, 44
 HUES = 8
 """Colours that the style sheet knows: the classes c0, c1 ..."""
 RAMP = ((255, 255, 217), (199, 233, 180), (127, 205, 187), (65, 182, 196), (34, 94, 168), (8, 29, 88))
 """From low to high; after ColorBrewer's YlGnBu."""
+LABEL = 50
+"""Room for the name of a column."""
 SMALLEST_TEXT = 6
 """Cells in which the numbers would be smaller are drawn without."""
 DARK = 140
@@ -43,6 +45,7 @@ class Chart:
         svg: the picture; everything in it is escaped.
         legend: name and style class of what is drawn.
         note: below it.
+        wide: whether it takes the whole width of the page.
     """
 
     title: str
@@ -50,6 +53,7 @@ class Chart:
     svg: str
     legend: tuple[tuple[str, str], ...] = ()
     note: str = ""
+    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -179,8 +183,8 @@ def heat(label: str, grid: HeatMap, told: Told) -> str:
         for j, value in enumerate(line):
             cell = _Cell(LEFT + across * j, top, across, height, *told(own, j))
             cell.draw(root, math.nan if math.isnan(value) else (value - low) / span)
-    every = -(-len(grid.columns) // 16)
-    for j in range(0, len(grid.columns), every):
+    every = math.ceil(LABEL / across)
+    for j in range((len(grid.columns) - 1) % every, len(grid.columns), every):
         under: dict[str, Any] = {"x": LEFT + across * (j + 0.5), "y": tall - BOTTOM + 18}
         _add(root, "text", f"{grid.columns[j]:.3g}", **under, klass="middle")
     _names(root, grid.across, grid.up, tall)

@@ -15,6 +15,9 @@ from sortify.picture import HeatMap, heat_map
 from sortify.portrait import cost_lines
 from sortify.scores import fingerprint
 
+MANY = 10
+"""A heat map of more columns takes the whole width of the page."""
+
 
 def tiles(model: SortedModel, evaluation: Evaluation | None) -> list[Tile]:
     """The facts at the top of the page."""
@@ -181,7 +184,8 @@ def _heat_chart(evaluation: Evaluation, grid: HeatMap) -> Chart:
     note = "of several with the same place, the largest in everything else"
     title = f"{name.capitalize()}{' (%)' if share else ''} by {by}"
     several = sum(not math.isnan(value) for line in grid.cells for value in line) < len(evaluation.rows)
-    return Chart(title, label, charts.heat(label, grid, text), note=note if several else "")
+    wide = len(grid.columns) > MANY
+    return Chart(title, label, charts.heat(label, grid, text), note=note if several else "", wide=wide)
 
 
 def _rows(evaluation: Evaluation) -> Table:

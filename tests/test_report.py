@@ -3,29 +3,22 @@ nothing from elsewhere."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import itertools
 import json
-import re
 import shutil
 from collections import Counter
-from dataclasses import dataclass, field
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from cli_calls import call, errors, works
+from html_page import faults, read
 from test_evaluate import grid, made, subnet
 from torch import nn
 from training_models import make_model
 from training_script import make_data
 
 from sortify import SortedModel, load, page, sortify, write_report
-from sortify.charts import Line, Side, plot, scale
-from sortify.curves import Step, buckets, by_level, by_subnet, levels_of, read_history, smoothed, spread
 from sortify.data import load_data
 from sortify.describe import frozen_reasons
 from sortify.evaluate import Evaluation, Row, evaluate, quantity, write_evaluation
@@ -34,136 +27,7 @@ from sortify.tasks import Classification
 from sortify.train import Trainer
 from sortify.training_config import TrainConfig
 
-VOID = {"meta", "link", "br", "img", "hr", "input"}
 SECTIONS = ("evaluation", "training", "cost", "profile", "axes", "depth", "fixed")
-TAGS = set(
-    "html head meta title link style script body header main nav section p h1 h2 h3 dl div dt dd small a strong code "
-    "figure figcaption svg g line path rect circle text ul ol li i b table caption thead tbody tr th td details "
-    "summary".split()
-)
-LINKS = set("src href xlink:href srcset data action formaction poster background ping manifest".split())
-"""Attributes that lead elsewhere."""
-
-
-@dataclass
-class Page(HTMLParser):
-    """A page taken apart.
-
-    Attributes:
-        tags: how often each element stands in it; attributes: all, as (element, name, value).
-        inside: the texts of each section, by its id; rows: the cells of all table rows, by section.
-        faults: elements that are not closed, or closed and not open.
-    """
-
-    tags: Counter[str] = field(default_factory=Counter)
-    attributes: list[tuple[str, str, str]] = field(default_factory=list)
-    inside: dict[str, list[str]] = field(default_factory=dict)
-    rows: dict[str, list[list[str]]] = field(default_factory=dict)
-    faults: list[str] = field(default_factory=list)
-    texts: dict[str, list[str]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self._open: list[str] = []
-        self._section = "top"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags[tag] += 1
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        if tag == "section":
-            self._section = dict(attrs)["id"] or ""
-        if tag == "tr":
-            self.rows.setdefault(self._section, []).append([])
-        if tag in ("td", "th"):
-            self.rows[self._section][-1].append("")
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self.handle_endtag(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if not self._open or self._open[-1] != tag:
-            self.faults.append(f"</{tag}> in {self._open[-3:]}")
-        else:
-            self._open.pop()
-        if tag == "section":
-            self._section = "top"
-
-    def handle_data(self, data: str) -> None:
-        if not self._open:
-            return
-        self.texts.setdefault(self._open[-1], []).append(data)
-        self.inside.setdefault(self._section, []).append(data)
-        if self._open[-1] in ("td", "th"):
-            self.rows[self._section][-1][-1] += data
-
-    def says(self, section: str) -> str:
-        """The whole text of a section."""
-        return " ".join(" ".join(self.inside.get(section, [])).split())
-
-
-def parsed(html: str) -> Page:
-    found = Page()
-    found.feed(html)
-    found.close()
-    found.faults += [f"<{tag}> is not closed" for tag in found._open]
-    return found
-
-
-def outside_references(html: str) -> list[str]:
-    """What a browser would fetch for a page, or follow from it: all but its own parts and an empty `data:`."""
-    found = parsed(html)
-    named = [f"{name}={value}" for _, name, value in found.attributes if name in LINKS]
-    loose = [text for text in named if not re.fullmatch(r"href=(#[\w-]+|data:,)", text)]
-    styles = [value for _, name, value in found.attributes if name in ("style", "fill", "stroke", "filter", "mask")]
-    css = "\n".join([*found.texts.get("style", []), *styles])
-    code = "\n".join(found.texts.get("script", []))
-    refresh = [value for tag, name, value in found.attributes if tag == "meta" and value.lower() == "refresh"]
-    handlers = [f"{name}={value}" for _, name, value in found.attributes if name.startswith("on")]
-    return [
-        *loose,
-        *re.findall(r"url\([^)]*\)|@import[^;]*|image-set\([^)]*\)|src\([^)]*\)", css),
-        *re.findall(r"\b(?:fetch|XMLHttpRequest|WebSocket|EventSource|sendBeacon|import|open)\(|\blocation\b", code),
-        *re.findall(r"(?:https?:)?//[\w.-]+\.\w+", code),
-        *refresh,
-        *handlers,
-    ]
-
-
-def faults(html: str) -> list[str]:
-    """What is wrong with a page: references, foreign or open elements, ids, links, scripts other than its own."""
-    found = parsed(html)
-    ids = Counter(value for _, name, value in found.attributes if name == "id")
-    targets = [value[1:] for _, name, value in found.attributes if name == "href" and value.startswith("#")]
-    policies = [value for tag, name, value in found.attributes if (tag, name) == ("meta", "content")]
-    policy = next((value for value in policies if "default-src" in value), "")
-    digests = [
-        base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-        for kind in ("style", "script")
-        for text in found.texts.get(kind, [])
-    ]
-    unnamed = found.tags["svg"] - sum(tag == "svg" and name == "aria-label" for tag, name, _ in found.attributes)
-    return [
-        *outside_references(html),
-        *found.faults,
-        *sorted(set(found.tags) - TAGS),
-        *(f"id {name} stands {count} times" for name, count in ids.items() if count > 1),
-        *(f"no part #{target}" for target in targets if target not in ids),
-        *(f"{found.tags[tag]} <{tag}>" for tag in ("script", "style", "h1") if found.tags[tag] != 1),
-        *(f"digest {text} is not allowed" for text in digests if f"'sha256-{text}'" not in policy),
-        *([] if "default-src 'none'" in policy else ["the policy allows more than the page"]),
-        *([f"{unnamed} pictures without a label"] if unnamed else []),
-    ]
-
-
-def read(path: Path) -> tuple[str, Page]:
-    """A page that has no faults."""
-    html = path.read_text("utf-8")
-    assert faults(html) == []
-    return html, parsed(html)
 
 
 # --- the checks can fail ---------------------------------------------------------------------------------------------
@@ -455,101 +319,6 @@ def test_the_command_writes_the_page_where_it_says(converted: Path, tmp_path: Pa
     assert missing.exit_code == 1
     (line,) = errors(missing)
     assert line.startswith("error: nothing")
-
-
-# --- curves ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("count", [1, 2, 149, 150, 151, 1000, 12_345])
-def test_a_curve_holds_every_value(count: int) -> None:
-    chance = torch.Generator().manual_seed(count)
-    values = torch.rand(count, generator=chance).tolist()
-    found = buckets([(2 * i, value) for i, value in enumerate(values)])
-    assert len(found) <= 150
-    assert (found[0].first, found[-1].last) == (0, 2 * (count - 1))
-    assert all(one.last < other.first for one, other in itertools.pairwise(found))
-    for own in found:
-        part = values[own.first // 2 : own.last // 2 + 1]
-        assert (own.low, own.high) == (min(part), max(part))
-        assert own.mean == pytest.approx(sum(part) / len(part))
-        assert min(values) <= own.smooth <= max(values)
-
-
-def test_smoothing_keeps_what_is_straight_and_does_not_lag() -> None:
-    assert smoothed([3.0] * 200) == pytest.approx([3.0] * 200)
-    ramp = [float(i) for i in range(400)]
-    assert smoothed(ramp)[100:300] == pytest.approx(ramp[100:300], abs=0.5)
-    assert smoothed(ramp)[::-1] == pytest.approx([399 - value for value in smoothed(ramp)])
-    assert smoothed([1.0, 2.0]) == [1.0, 2.0]
-    noise = torch.randn(4000, generator=torch.Generator().manual_seed(0)).tolist()
-    assert torch.tensor(smoothed(noise)).std() < 0.2
-
-
-def test_losses_are_told_by_sub_network_and_by_level(tmp_path: Path) -> None:
-    (tmp_path / "training").mkdir()
-    draws = [
-        [["width=1 depth=1", 1.0], ["width=0.5 depth=1", 3.0]],
-        [["width=1 depth=1", 2.0], ["3 units, 1 block", 9.0]],
-    ]
-    lines = [{"step": i, "loss": 1.0, "lr": 0.1, "draws": own} for i, own in enumerate(draws)]
-    (tmp_path / "training" / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    history = read_history(tmp_path)
-    assert history.steps[0] == Step(0, 1.0, 0.1, (("width=1 depth=1", 1.0), ("width=0.5 depth=1", 3.0)))
-    assert by_subnet(history) == {
-        "width=1 depth=1": [(0, 1.0), (1, 2.0)],
-        "width=0.5 depth=1": [(0, 3.0)],
-        "3 units, 1 block": [(1, 9.0)],
-    }
-    assert by_level(history) == {"width": {0.5: [(0, 3.0)], 1.0: [(0, 1.0), (1, 2.0)]}}
-    assert not read_history(tmp_path / "nowhere").steps
-
-
-@pytest.mark.parametrize(
-    ("name", "found"),
-    [
-        ("width=0.25 depth=1", {"width": 0.25, "depth": 1.0}),
-        ("width=1e-05", {"width": 1e-5}),
-        ("inner=0.25..1 (12 axes, mean 0.6)", {}),
-        ("37 units, 2 blocks", {}),
-        ("", {}),
-    ],
-)
-def test_levels_are_read_from_words(name: str, found: dict[str, float]) -> None:
-    assert levels_of(name) == found
-
-
-def test_of_many_levels_some_are_drawn_with_both_ends() -> None:
-    assert spread([1, 2, 3], 6) == [1, 2, 3]
-    found = spread([i / 16 for i in range(1, 17)], 6)
-    assert (len(found), found[0], found[-1]) == (6, 1 / 16, 1.0)
-    assert found == sorted(set(found))
-
-
-# --- charts ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("values", [(0.0, 1.0), (-3.0, -2.0), (5.0,), (0.0,), (1e-9, 1e9), (99.1, 99.2), (1e12, 3e12)])
-@pytest.mark.parametrize("log", [False, True])
-def test_a_scale_holds_its_values_and_ticks(values: tuple[float, ...], log: bool) -> None:
-    found = scale(values, Side("x", log=log), 50.0, 450.0)
-    assert all(50 - 1e-6 <= found(value) <= 450 + 1e-6 for value in values)
-    ticks = found.ticks(5)
-    assert 2 <= len(ticks) <= 7
-    assert ticks == sorted(set(ticks))
-    assert all(50 - 1e-6 <= found(tick) <= 450 + 1e-6 for tick in ticks)
-
-
-def test_points_lie_where_their_values_are() -> None:
-    line = Line("a", ((0.0, 1.0), (1.0, 3.0), (2.0, 2.0)), "c0", ("<one>", "two", "three"), "steps")
-    svg = plot("a < b", [line], Side("x"), Side("y"))
-    places = [tuple(map(float, found)) for found in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', svg)]
-    assert [a for a, _ in places] == sorted(a for a, _ in places)
-    assert places[1][0] - places[0][0] == pytest.approx(places[2][0] - places[1][0], abs=0.2)
-    assert places[1][1] < places[2][1] < places[0][1]
-    assert "&lt;one&gt;" in svg
-    assert 'aria-label="a &lt; b"' in svg
-    corners = re.findall(r' d="M([^"]*)"', svg)[0].split("L")
-    assert len(corners) == 5  # a step keeps its height up to the next point
 
 
 def test_the_page_of_a_model_in_memory_is_that_of_its_folder(trained: Path, tmp_path: Path) -> None:
