@@ -15,7 +15,17 @@ import torch
 from torch import Tensor
 
 from sortify.errors import DataError
-from sortify.samples import ArraySet, Look, Sets, Wanted, augmented, check_labels, first_line, picture_look
+from sortify.samples import (
+    ArraySet,
+    Look,
+    MaskedArraySet,
+    Sets,
+    Wanted,
+    augmented,
+    check_labels,
+    first_line,
+    picture_look,
+)
 from sortify.tasks import IGNORED
 from sortify.tasks_segmentation import VOID
 
@@ -192,15 +202,14 @@ def _picture_sets(
 ) -> Sets:
     x_train, y_train, x_test, y_test = arrays
     classes = check_labels(y_train, wanted.outputs, name) if kind == "classification" else None
-    if kind == "segmentation" and augment != "none":
-        raise DataError(f"{name}: augmentation '{augment}' would move pictures but not their masks; use none")
     standard = x_train.dtype == torch.uint8 or name == "digits"
     look = picture_look(x_train, wanted) if standard else Look(shape=wanted.shape)
     look(x_train[:1])
     shape = look.shape or tuple(x_train.shape[1:])
-    train = ArraySet(x_train, y_train, augmented(replace(look, shape=shape), augment))
+    made = MaskedArraySet if kind == "segmentation" else ArraySet
+    train = made(x_train, y_train, augmented(replace(look, shape=shape), augment))
     sizes = f"{len(x_train)} training and {len(x_test)} test samples"
-    return Sets(train, ArraySet(x_test, y_test, look), kind, classes, f"{name}: {sizes}")
+    return Sets(train, made(x_test, y_test, look), kind, classes, f"{name}: {sizes}")
 
 
 def _token_sets(path: Path, arrays: dict[str, Tensor], wanted: Wanted, task: str | None) -> Sets:

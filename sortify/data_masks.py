@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sortify.data_images import SUFFIXES, TEST_FOLDERS, decoded, measured_look, stored_shape
 from sortify.errors import DataError
-from sortify.samples import Look, Sets, Wanted, first_line
+from sortify.samples import Look, Sets, Wanted, augmented, first_line, moved_alike
 
 MASK_MODES = ("L", "P", "1", "I", "I;16")
 """Kinds of pictures with one number per pixel: grey, palette, black and white, 16 and 32 bits."""
@@ -36,12 +36,10 @@ def read_masks(path: Path, wanted: Wanted, augment: str) -> Sets:
     test = next((path / name for name in TEST_FOLDERS if (path / name / "images").is_dir()), None)
     if test is None:
         raise DataError(f"{path}: expected folders test/images and test/masks (or val/) beside those of train")
-    if augment != "none":
-        raise DataError(f"{path}: augmentation '{augment}' would move pictures but not their masks; use none")
     train, held = _pairs(path / "train"), _pairs(test)
     look = measured_look([picture for picture, _ in train], wanted.picture or stored_shape(train[0][0]))
     sizes = f"{len(train)} training and {len(held)} test pictures with masks"
-    return Sets(MaskSet(train, look), MaskSet(held, look), "segmentation", None, f"{path}: {sizes}")
+    return Sets(MaskSet(train, augmented(look, augment)), MaskSet(held, look), "segmentation", None, f"{path}: {sizes}")
 
 
 @dataclass(frozen=True)
@@ -67,10 +65,10 @@ class MaskSet:
         shape = self.look.shape or ()
         chosen = [self.pairs[index] for index in indices]
         stored = torch.stack([decoded(picture, shape) for picture, _ in chosen])
-        return self.look(stored), torch.stack([decoded_mask(mask, (shape[1], shape[2])) for _, mask in chosen])
+        return moved_alike(self.look, stored, torch.stack([decoded_mask(mask, shape[1:]) for _, mask in chosen]))
 
 
-def decoded_mask(path: Path, size: tuple[int, int]) -> Tensor:
+def decoded_mask(path: Path, size: tuple[int, ...]) -> Tensor:
     """Return a mask file as class numbers `[H, W]`, int64; palettes give the numbers, not the colours.
 
     Raises:
@@ -82,7 +80,7 @@ def decoded_mask(path: Path, size: tuple[int, int]) -> Tensor:
                 raise DataError(
                     f"{path}: a mask must be grey or have a palette (one number per pixel), got {opened.mode}"
                 )
-            array = numpy.array(opened.resize(size[::-1], Image.Resampling.NEAREST))
+            array = numpy.array(opened.resize((size[1], size[0]), Image.Resampling.NEAREST))
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: not a readable picture ({first_line(error)})") from None
     return torch.from_numpy(array.astype(numpy.int64))

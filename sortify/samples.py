@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from sortify.errors import DataError, TrainingError
 from sortify.task_inputs import MAIN_INPUTS, Vocabulary, example_logits
+from sortify.tasks import IGNORED
 
 if TYPE_CHECKING:
     from sortify.model import SortedModel
@@ -186,6 +187,51 @@ class ArraySet:
     def __getitems__(self, indices: list[int]) -> Any:
         inputs = self.prepare(self.inputs[indices])
         return inputs if self.targets is None else (inputs, self.targets[indices])
+
+
+@dataclass(frozen=True)
+class MaskedArraySet:
+    """Pictures with masks in memory; in training both are moved alike.
+
+    Attributes:
+        inputs: `[N, C, H, W]`.
+        targets: `[N, H, W]`.
+        look: from stored pictures to the model's input.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    look: Look
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        pictures, masks = self.__getitems__([index])
+        return pictures[0], masks[0]
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        return moved_alike(self.look, self.inputs[indices], self.targets[indices])
+
+
+def moved_alike(look: Look, pictures: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Prepare pictures `[N, C, H, W]`, and shift and flip their masks `[N, H, W]` as them; what moves in is ignored.
+
+    Raises:
+        DataError: masks that are to be moved have another resolution than the prepared pictures.
+    """
+    if not look.shift and not look.flip:
+        return look(pictures), masks
+    state = torch.get_rng_state()
+    prepared = look(pictures)
+    if prepared.shape[2:] != masks.shape[1:]:
+        sizes = f"{list(prepared.shape[2:])} and {list(masks.shape[1:])}"
+        raise DataError(f"to move pictures and masks alike they must be of one size, got {sizes}; use --augment none")
+    torch.set_rng_state(state)
+    same = Look(shift=look.shift, flip=look.flip)
+    above = 1 - IGNORED  # nothing is 0 but what moves in
+    moved = same(masks.unsqueeze(1).long() + above).squeeze(1).long()
+    return prepared, torch.where(moved == 0, IGNORED, moved - above)
 
 
 def statistics(parts: Iterable[Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]]:

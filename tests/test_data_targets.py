@@ -88,16 +88,34 @@ def test_wrong_targets_are_refused(tmp_path: Path, y: Any, message: str) -> None
     assert "\n" not in str(caught.value)
 
 
-def test_masks_must_fit_the_model_and_cannot_be_augmented(tmp_path: Path) -> None:
+def test_masks_must_fit_the_model(tmp_path: Path) -> None:
     model = segments()
     path = save(tmp_path, PICTURES, numpy.full((20, 8, 8), 255))
     assert task_for(load_data(path, model=model), model).name == "segmentation"
-    with pytest.raises(DataError, match="augmentation 'shift' would move pictures but not their masks"):
-        load_data(path, model=model, augment="shift")
     with pytest.raises(DataError, match="labels go up to 3, but the model has 3 outputs"):
         load_data(save(tmp_path, PICTURES, numpy.full((20, 8, 8), 3)), model=model)
     with pytest.raises(DataError, match=r"masks must hold integers \[N, H, W\], got float32"):
         load_data(save(tmp_path, PICTURES, PICTURES.astype(numpy.float32)), task="segmentation")
+
+
+@pytest.mark.parametrize("kind", ["shift", "shift-flip"])
+def test_masks_move_with_their_pictures(tmp_path: Path, kind: str) -> None:
+    pictures = RNG.integers(0, 250, (20, 8, 8)).astype(numpy.float32)
+    data = load_data(save(tmp_path, pictures[:, None], pictures.astype(numpy.uint8)), batch_size=20, augment=kind)
+    moved, masks = next(iter(data.train))
+    known = masks != -100
+    assert torch.equal(moved[:, 0][known], masks[known].float())
+    assert not moved[:, 0][~known].any()
+    stored = {picture.tobytes() for picture in pictures}
+    assert sum(picture[0].numpy().tobytes() in stored for picture in moved) < 20
+    still, fixed = next(iter(data.test))
+    assert torch.equal(still[:, 0], fixed.float())
+
+
+def test_masks_of_another_size_cannot_be_moved(tmp_path: Path) -> None:
+    data = load_data(save(tmp_path, PICTURES, RNG.integers(0, 3, (20, 4, 4))), augment="shift")
+    with pytest.raises(DataError, match=r"must be of one size, got \[8, 8\] and \[4, 4\]; use --augment none"):
+        next(iter(data.train))
 
 
 # --- folders of pictures with masks ----------------------------------------------------------------------------------
