@@ -15,8 +15,8 @@ from xml.etree import ElementTree
 
 from sortify.picture import HeatMap
 
-WIDE, TALL = 460, 290
-LEFT, RIGHT, TOP, BOTTOM = 70, 26, 26, 44
+WIDE, TALL = 460, 296
+LEFT, RIGHT, TOP, BOTTOM = 70, 26, 32, 44
 HUES = 8
 """Colours that the style sheet knows: the classes c0, c1 ..."""
 RAMP = ((255, 255, 217), (199, 233, 180), (127, 205, 187), (65, 182, 196), (34, 94, 168), (8, 29, 88))

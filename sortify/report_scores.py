@@ -221,5 +221,5 @@ def _cells(evaluation: Evaluation, row: Row, groups: Sequence[str], metrics: Seq
         count(row.params),
         count(row.flops),
         percent(row.flops / max(1, evaluation.full_flops)),
-        "★" if row.front else "",
+        Number(float(row.front), "★" if row.front else ""),
     )
