@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 from training_models import LENGTH, make_model
 
-from sortify import Data, SortedModel, TrainConfig, Trainer, evaluate, load, load_data, sortify, task_for
+from sortify import Data, SortedModel, TrainConfig, Trainer, TrainingError, evaluate, load, load_data, sortify, task_for
 from sortify.batches import Share, Stream
 from sortify.tasks import MaskedLanguageModelling
 from sortify.update import SortedUpdate
@@ -181,11 +181,11 @@ class Stopped(Exception):
     """Stands for a power cut."""
 
 
-def masked_trainer(path: Path, directory: Path) -> Trainer:
+def masked_trainer(path: Path, directory: Path, task: str = "masked-lm") -> Trainer:
     if not (directory / "sortify.json").exists():
         make_model("lm").save(directory)
     model = load(directory)
-    data = load_data(text(path), model=model, batch_size=8, task="masked-lm")
+    data = load_data(text(path), model=model, batch_size=8, task=task)
     config = TrainConfig(steps=8, lr=0.01, accumulate=2, save_steps=3, save_minutes=None, device="cpu")
     return Trainer(model, data, config, directory=directory, progress=False)
 
@@ -203,6 +203,8 @@ def test_a_resumed_training_hides_the_same_tokens(tmp_path: Path, monkeypatch: p
         patch.setattr(SortedUpdate, "__call__", broken)
         with pytest.raises(Stopped):
             trainer.run()
+    with pytest.raises(TrainingError, match="resume needs the settings it began with; changed: task"):
+        masked_trainer(tmp_path, tmp_path / "broken", "language-modelling").run(resume=True)
     torch.manual_seed(123)  # what a new process would not have
     resumed = masked_trainer(tmp_path, tmp_path / "broken").run(resume=True)
     assert resumed.losses == whole.losses[3:]
