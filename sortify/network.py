@@ -105,6 +105,8 @@ class GraphModule(nn.Module):
     `named_parameters()` are those of the original model; the graphs hold no tensors of their own.
     """
 
+    accepts_loss_kwargs = False  # asked by `transformers.Trainer`: a graph takes what it was captured with
+
     def __init__(
         self,
         tensors: Mapping[str, torch.Tensor],

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,9 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from sortify.accumulation import Accumulation
+from sortify.accumulation import Accumulation, Scheduled
 from sortify.batches import mix
+from sortify.errors import TrainingError
 from sortify.gradients import Probe, Projection, average_gradients
 from sortify.landing import Landing
 from sortify.objectives import Objective, soft_cross_entropy
@@ -98,6 +99,7 @@ class SortedUpdate:
         self._probe = Probe(model.parameters())
         self._projection = Projection(model.parameters()) if project else None
         self._landing = Landing(model)
+        self._turn: _Turn | None = None
         self.step = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -154,6 +156,70 @@ class SortedUpdate:
         self._learn(drawn)
         self.step += 1
         return drawn
+
+    def begin(self) -> Subnet:
+        """For loops that run backward themselves: make the next sub-network of the step the active one, until `end`.
+
+        Gradients of one forward and backward pass land; the loop divides the loss by the number of passes of a step.
+
+        Returns:
+            the sub-network.
+
+        Raises:
+            TrainingError: the update compares sub-networks, which only a call of it can.
+        """
+        if self._lone is not None:
+            raise TrainingError(f"begin: {self._lone} needs the whole step: call the update with the loss instead")
+        if self._turn is None:
+            self._turn = _Turn(self.draw(), self._model.active)
+        turn = self._turn
+        subnet = self._model.activate(turn.subnets[turn.place])
+        turn.open.enter_context(self._landing())
+        return subnet
+
+    def end(self, last: bool = False) -> bool:
+        """Close what `begin` opened.
+
+        Args:
+            last: end the step, whether or not all its sub-networks had their turn: the batches of an epoch ran out.
+
+        Returns:
+            whether the step is complete: then the optimiser steps.
+        """
+        turn = self._turn
+        if turn is None:
+            return False
+        turn.open.close()
+        turn.place += 1
+        self._model.activate(turn.before)
+        if turn.place < len(turn.subnets) and not last:
+            return False
+        self._turn = None
+        if self._accelerator is not None:
+            average_gradients(self._model.parameters(), self._accelerator)
+        self.step += 1
+        return True
+
+    @property
+    def model(self) -> SortedModel:
+        """The sorted model."""
+        return self._model
+
+    @property
+    def _lone(self) -> str | None:
+        """What cannot be done one pass at a time, if anything is asked for that cannot."""
+        objective = self._objective
+        if objective is not None and objective.shares_batch:
+            return f"the objective '{objective.name}'"
+        if isinstance(self._sampler, Watches):
+            return f"the sampler '{self._sampler.name}'"
+        return (
+            "taking out conflicts" if self._projection is not None else "adapting the number" if self._adapts else None
+        )
+
+    @property
+    def _adapts(self) -> bool:
+        return self._accumulation is not None and not isinstance(self._accumulation, Scheduled)
 
     def _groups(self, subnets: list[Subnet]) -> list[list[Subnet]]:
         """Runs of sub-networks of equal widths that see the same batch, and one by one all others."""
@@ -216,6 +282,16 @@ class SortedUpdate:
                 self._accumulation.observe(float(value))
         if isinstance(self._sampler, Watches):
             self._sampler.observe([(each.subnet, float(each.loss)) for each in drawn])
+
+
+@dataclass
+class _Turn:
+    """A step that goes one pass at a time: its sub-networks, and which of them is next."""
+
+    subnets: list[Subnet]
+    before: Subnet
+    place: int = 0
+    open: ExitStack = field(default_factory=ExitStack)
 
 
 class _Lessons:

@@ -94,6 +94,8 @@ ROOMS = [
         "training_progress",
         "training_state",
         "update",
+        "callback_lightning",
+        "callback_transformers",
         "train",
     ],
     ["evaluate", "picture", "portrait", "describe"],
