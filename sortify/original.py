@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -198,10 +199,23 @@ def _outcome(
 
 
 def _called(module: nn.Module, state: dict[str, torch.Tensor], args: Any, kwargs: Any) -> Any:
-    """The original's own output, nothing of it compiled; where it cannot run, the example inputs are at fault."""
+    """The original's own output, not compiled; where it cannot run, the example inputs are at fault."""
     try:
-        with torch.compiler.set_stance("force_eager"):
+        with _uncompiled(module):
             return torch.func.functional_call(module, state, args, kwargs)
     except Exception as error:
         text = f"{type(error).__name__}: {error}".splitlines()[0]
         raise CaptureError(f"{type(module).__name__} itself does not run on the example inputs: {text}") from error
+
+
+@contextmanager
+def _uncompiled(module: nn.Module) -> Iterator[None]:
+    """Run what `module.compile()` has compiled in place as it was written, for the length of a `with` block."""
+    compiled = {each: each._compiled_call_impl for each in module.modules() if each._compiled_call_impl is not None}
+    for each in compiled:
+        each._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for each, call in compiled.items():
+            each._compiled_call_impl = call
