@@ -130,7 +130,7 @@ def test_npz_tokens_stay_integers(tmp_path: Path) -> None:
         ({"y_train": LABELS[:9]}, "x_train has 20 samples but y_train has 9"),
         ({"y_train": LABELS + 7}, r"labels go up to 10, but the model has 10 outputs \(0 to 9\)"),
         ({"y_train": LABELS - 1}, "labels must not be negative, got -1"),
-        ({"y_train": LABELS / 2}, "1 numbers per sample, but the model has 10 outputs; class numbers must be stored as int"),
+        ({"y_train": LABELS / 2}, "1 numbers per sample, but the model has 10 outputs; class numbers"),
         ({"y_train": numpy.array(["a"] * 20)}, "y_train must be a numeric array"),
         ({"x_train": PICTURES[:0]}, "x_train is empty"),
         ({"x_test": PICTURES[:, :4]}, "must have samples of one shape"),
