@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,8 @@ def by_level(history: History) -> dict[str, dict[float, list[tuple[int, float]]]
     return {group: dict(sorted(levels.items())) for group, levels in found.items() if len(levels) > 1}
 
 
-def levels_of(name: str) -> dict[str, float]:
+@lru_cache(maxsize=4096)
+def levels_of(name: str) -> Mapping[str, float]:
     """`width=0.5 depth=1` as numbers; nothing where something else stands in it."""
     words = [re.fullmatch(r"([^\s=]+)=(\d+(?:\.\d+)?(?:e-?\d+)?)", word) for word in name.split()]
     return {word[1]: float(word[2]) for word in words if word} if all(words) else {}

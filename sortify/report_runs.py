@@ -43,7 +43,7 @@ def training(model: SortedModel, history: History, command: str) -> Section:
     last = history.steps[-1].step + 1
     lines.append(f"{last} optimiser steps.")
     stopped = f"this training was interrupted after step {last} or later; sortify train --resume goes on"
-    drawn = [_loss_chart(history), *_level_charts(history), *_rate_chart(history)]
+    drawn = [_loss_chart(history), *_level_charts(history), *_rate_chart(history), *_count_chart(history)]
     tables = [_subnets(history), *_settings(history)]
     warning = stopped if history.unfinished else ""
     return Section("training", "Training", tuple(lines), tuple(drawn), (), tuple(tables), warning=warning)
@@ -103,6 +103,19 @@ def _rate_chart(history: History) -> list[Chart]:
     label = f"learning rate, at most {max(value for _, value in series):.3g}"
     up = Side("learning rate", lambda value: f"{value:.2g}", zero=True)
     return [Chart("Learning rate", label, charts.plot(label, [line], Side("step", quantity), up))]
+
+
+def _count_chart(history: History) -> list[Chart]:
+    """How many sub-networks a step drew, where that changed on the way."""
+    series: Series = [(step.step, float(len(step.draws))) for step in history.steps if step.draws]
+    if len({value for _, value in series}) < 2:
+        return []
+    found = curves.buckets(series, curves.LEVEL_POINTS * 2)
+    texts = tuple(f"steps {own.first} to {own.last}: {own.mean:.3g} sub-networks" for own in found)
+    line = Line("", tuple((float(own.last), own.mean) for own in found), "c3", texts)
+    label = f"sub-networks of a step, {min(x for _, x in series):g} to {max(x for _, x in series):g}"
+    up = Side("sub-networks", zero=True)
+    return [Chart("Sub-networks of a step", label, charts.plot(label, [line], Side("step", quantity), up))]
 
 
 def _subnets(history: History) -> Table:

@@ -131,6 +131,7 @@ def test_a_trained_model_shows_its_history(trained: Path, tmp_path: Path) -> Non
     assert drawn == Counter(draws)
     assert any(cells == ["sampler", "sandwich"] for cells in found.rows["training"])
     assert "interrupted" not in told
+    assert "Sub-networks of a step" not in told  # always as many
     assert "gives it" in found.says("evaluation")
 
 
@@ -274,7 +275,8 @@ def test_every_text_of_data_and_model_is_escaped(evaluated: Path, tmp_path: Path
     (folder / "sortify.json").write_text(json.dumps(facts))
     draws = [[HOSTILE, 1.0], ["<b>=0.5", 2.0], ["<b>=1", 2.0]]
     step = {"step": 0, "epoch": 0, "loss": 1.0, "lr": 0.1, "draws": draws}
-    (folder / "training" / "history.jsonl").write_text(json.dumps(step) + "\n")
+    steps = [step, {**step, "step": 1, "draws": draws[:1]}]
+    (folder / "training" / "history.jsonl").write_text("".join(json.dumps(each) + "\n" for each in steps))
     (folder / "training" / "status.json").write_text(json.dumps({"config": {HOSTILE: HOSTILE}, "steps": 1}))
     odd = Subnet((("hidden", 16),), (("blocks", 2),), ((HOSTILE, 0.5), ("width", 0.5), ("depth", 1.0)))
     full = subnet(1.0)
@@ -284,6 +286,7 @@ def test_every_text_of_data_and_model_is_escaped(evaluated: Path, tmp_path: Path
     text = "alert('1&2')"
     assert all(text in found.says(section) for section in ("top", "training", "evaluation"))
     assert found.says("top").count("{{ 7*7 }}") >= 1
+    assert "Sub-networks of a step" in found.says("training")
     assert not any(raw in html for raw in ("<script>alert", "<img", "<u>", "<b>=", "</script></style>"))
     broken = html.replace("&lt;img", "<img").replace("&lt;script&gt;", "<script>")
     assert faults(broken) != []
