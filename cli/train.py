@@ -73,6 +73,11 @@ Schedule = Annotated[str, _option("--schedule", "Of the learning rate: cosine, l
 Warmup = Annotated[float, _option("--warmup", "Share of the steps in which the learning rate rises.", HOW)]
 Clip = Annotated[float, _option("--clip", "Largest norm of the gradient; 0: no limit.", HOW)]
 Precision = Annotated[str, _option("--precision", "no (float32), bf16, fp16, or auto.", HOW)]
+Ema = Annotated[float | None, _option("--ema", "End with a moving average of the weights, such as 0.999.", HOW)]
+Recompute = Annotated[
+    bool, _option("--gradient-checkpointing", "Compute activations of blocks again: less memory, more time.", HOW)
+]
+LogTo = Annotated[str, _option("--log", "tensorboard, another tracker that accelerate knows, or none.", KEEP)]
 Seed = Annotated[int, _option("--seed", "Of everything that is drawn.", HOW)]
 Augment = Annotated[str, _option("--augment", "Of training pictures: none, shift or shift-flip.", DATA)]
 Recalibrate = Annotated[
@@ -108,6 +113,8 @@ def run(
     warmup: Warmup = 0.05,
     clip: Clip = 1.0,
     precision: Precision = "auto",
+    ema: Ema = None,
+    gradient_checkpointing: Recompute = False,
     seed: Seed = 0,
     device: Device = "auto",
     batch_size: BatchSize = 64,
@@ -120,6 +127,7 @@ def run(
     overwrite: Overwrite = False,
     save_steps: SaveSteps = None,
     save_minutes: SaveMinutes = 10.0,
+    log: LogTo = "tensorboard",
     verbose: Verbose = False,
 ) -> None:
     """Train all sub-networks of a sorted model at once (SortedNet, arXiv 2309.00255)."""

@@ -23,7 +23,7 @@ from sortify.errors import BudgetError
 from sortify.network import GraphModule, Runner
 from sortify.plan import Axis, Frozen, Plan
 from sortify.profile import MeasuredCost, Profile
-from sortify.rewrite import readable
+from sortify.rewrite import Bypass, readable
 from sortify.scores import Chosen, Scores, fingerprint, read_scores
 from sortify.space import Space, Subnet, Trained
 
@@ -92,6 +92,27 @@ class SortedModel(GraphModule):
             return [self._run(subnet, inputs) for subnet in subnets]
         values, axes = [subnet.values for subnet in subnets], len(self.plan.axes)
         return exits.run_many(self._runner(), values, axes, self._tensors_of(subnets[0]), inputs)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
+        """Let every bypassable block compute its activations again in the backward pass: less memory, more time.
+
+        Batch-norms of the full network then see each batch twice; those of smaller ones keep no statistics while they
+        train. The name is that of transformers.
+
+        Args:
+            gradient_checkpointing_kwargs: not needed; `transformers.Trainer` gives some.
+        """
+        self._recompute(True)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep activations, as at first."""
+        self._recompute(False)
+
+    def _recompute(self, wanted: bool) -> None:
+        for _, part in self.captured_parts():
+            for block in part.blueprint.sorted_runners["train"].module.modules():
+                if isinstance(block, Bypass):
+                    block.recomputes = wanted
 
     @contextmanager
     def standing_in(self, tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:

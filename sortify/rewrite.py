@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils.checkpoint import checkpoint
 
 from sortify.axes.rules.table import position_of
 from sortify.capture import TensorInfo
@@ -30,14 +31,23 @@ Size = int | fx.Node
 
 
 class Bypass(nn.Module):
-    """A block that a sub-network may leave out: its first tensor argument then is its result."""
+    """A block that a sub-network may leave out: its first tensor argument then is its result.
+
+    Attributes:
+        recomputes: whether the backward pass computes the activations again that the forward pass does not keep.
+    """
 
     def __init__(self, body: fx.GraphModule) -> None:
         super().__init__()
         self.body = body
+        self.recomputes = False
 
     def forward(self, keep: bool, sizes: Sequence[int], entry: torch.Tensor, *others: Any) -> Any:
-        return self.body(sizes, entry, *others) if keep else entry
+        if not keep:
+            return entry
+        if self.recomputes and torch.is_grad_enabled():
+            return checkpoint(self.body, sizes, entry, *others, use_reentrant=False)
+        return self.body(sizes, entry, *others)
 
 
 @dataclass(frozen=True)

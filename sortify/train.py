@@ -22,7 +22,8 @@ from sortify.sampling import Levels
 from sortify.space import Trained
 from sortify.tasks import Task, task_for
 from sortify.training_config import TrainConfig
-from sortify.training_parts import StepBatches, make_optimizer, recalibration_inputs
+from sortify.training_log import Log
+from sortify.training_parts import StepBatches, make_average, make_optimizer, recalibration_inputs, take_average
 from sortify.training_progress import make_show
 from sortify.training_state import State, StateFolder
 from sortify.update import Drawn, SortedUpdate
@@ -129,6 +130,7 @@ class _Run:
         self._space = trainer.space
         self._batches: StepBatches | None = None
         self._optimizer = make_optimizer(self._model, config)
+        self._average = make_average(self._model, config.ema)
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=self._cast_to is torch.float16)
         self._folder = None if self._directory is None else StateFolder(self._directory)
         self._last_save = time.monotonic()
@@ -194,6 +196,8 @@ class _Run:
             self._model.load_state_dict(dict(state.model))
             self._optimizer.load_state_dict(dict(state.optimizer))
             self._update.load_state_dict({"step": state.step, **state.drawing})
+            if self._average is not None:
+                self._average.load_state_dict(dict(state.average))
         except (RuntimeError, ValueError, KeyError) as error:
             raise TrainingError(f"{folder.path}: the checkpoint belongs to another model") from error
         self._scaler.load_state_dict(dict(state.scaler))
@@ -242,15 +246,21 @@ class _Run:
         """Make all steps and finish."""
         started = time.monotonic()
         self._model.train()
+        if self._config.gradient_checkpointing:
+            self._model.gradient_checkpointing_enable()
         show = make_show(self._progress if self._accelerator.is_main_process else False, self._total, self._update.step)
+        log = Log(self._config.log, self._accelerator, None if self._folder is None else self._folder.path)
         try:
             with show:
                 while self._update.step < self._total:
                     epoch = self._stream.place.epoch
                     drawn, loss, samples = self._step()
-                    show.step(self._update.step, epoch, loss, samples, str(drawn[-1].subnet))
+                    made, rate = self._update.step, self._optimizer.param_groups[0]["lr"]
+                    show.step(made, epoch, loss, samples, str(drawn[-1].subnet))
+                    log.add(made, loss, drawn, rate, samples, last=made == self._total)
                     self._keep(drawn, loss, epoch)
         finally:
+            log.close()
             if self._folder is not None and self._folder.path.exists() and self._accelerator.is_main_process:
                 self._folder.flush()
         self._finish()
@@ -281,6 +291,8 @@ class _Run:
             torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._config.clip)
         self._scaler.step(self._optimizer)
         self._scaler.update()
+        if self._average is not None:
+            self._average.update_parameters(self._model)
         return drawn, sum(losses) / len(losses), batches.samples * self._share.world
 
     def _match(self, output: Any, teacher: Any) -> Tensor:
@@ -333,6 +345,7 @@ class _Run:
                 optimizer=self._optimizer.state_dict(),
                 scaler=self._scaler.state_dict(),
                 drawing=self._update.state_dict(),
+                average={} if self._average is None else self._average.state_dict(),
             )
         )
         self._last_save = time.monotonic()
@@ -352,6 +365,10 @@ class _Run:
         """Record what was trained and save the model."""
         self._model.activate()
         self._model.eval()
+        if self._config.gradient_checkpointing:
+            self._model.gradient_checkpointing_disable()
+        if self._average is not None:
+            take_average(self._model, self._average)
         self._model.record_trained(self._trained_levels)
         self._recalibrate()
         if self._directory is not None and self._folder is not None and self._accelerator.is_main_process:

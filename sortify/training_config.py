@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
 from sortify.accumulation import Counts, check_counts
 from sortify.errors import TrainingError
 from sortify.objectives import OBJECTIVES
@@ -15,7 +17,9 @@ from sortify.samplers import SAMPLERS
 OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("cosine", "linear", "constant")
 PRECISIONS = ("auto", "no", "bf16", "fp16")
-FREE_TO_CHANGE = ("save_steps", "save_minutes", "device")
+UNLOGGED = "none"
+TRACKERS = (UNLOGGED, *sorted(LOGGER_TYPE_TO_CLASS))
+FREE_TO_CHANGE = ("save_steps", "save_minutes", "device", "log", "gradient_checkpointing")
 """Fields that a resumed run may set anew: they do not touch the numbers."""
 
 LevelSpec = int | Mapping[str, int | tuple[float, ...]]
@@ -54,6 +58,11 @@ class TrainConfig:
         seed: of everything that is drawn.
         save_steps: steps between two checkpoints.
         save_minutes: minutes between two checkpoints; with neither there are none.
+        ema: weight of the past (such as 0.999) in an exponential moving average of the weights, which the training ends
+            with; None for the last weights themselves.
+        gradient_checkpointing: whether blocks compute their activations again in the backward pass, to save memory.
+        log: the tracker, a name that `accelerate` knows ("tensorboard", "wandb", ...), or "none"; TensorBoard's files
+            go to directory/training/logs.
         device: such as "cpu" or "cuda:1"; "auto" for what `accelerate` finds.
     """
 
@@ -81,6 +90,9 @@ class TrainConfig:
     seed: int = 0
     save_steps: int | None = None
     save_minutes: float | None = 10.0
+    ema: float | None = None
+    gradient_checkpointing: bool = False
+    log: str = "tensorboard"
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -90,6 +102,7 @@ class TrainConfig:
             ("optimizer", OPTIMIZERS),
             ("schedule", SCHEDULES),
             ("precision", PRECISIONS),
+            ("log", TRACKERS),
         ):
             if getattr(self, name) not in known:
                 raise TrainingError(f"unknown {name} '{getattr(self, name)}'; there are {', '.join(known)}")
@@ -102,6 +115,8 @@ class TrainConfig:
             if not 0 <= value < 1:
                 raise TrainingError(f"{name} must be 0 or more and below 1, got {value}")
         check_counts(self.accumulate)
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise TrainingError(f"ema must be above 0 and below 1, got {self.ema}")
         if not 0 <= self.teacher <= 1:
             raise TrainingError(f"teacher must be from 0 to 1, got {self.teacher}")
         if self.share_batch is False and OBJECTIVES[self.objective].shares_batch:

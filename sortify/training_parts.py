@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sortify.batches import Loader, Stream, length, preserved_chance
 from sortify.errors import TrainingError
@@ -92,3 +93,15 @@ def make_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.O
         nesterov = config.momentum > 0
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=fused)
     return torch.optim.AdamW(groups, lr=config.lr, fused=fused)
+
+
+def make_average(model: torch.nn.Module, decay: float | None) -> AveragedModel | None:
+    """Return an exponential moving average of a model's parameters, which begins with those of now."""
+    return None if decay is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+
+def take_average(model: torch.nn.Module, average: AveragedModel) -> None:
+    """Give a model the averaged parameters; buffers stay its own."""
+    with torch.no_grad():
+        for own, mean in zip(model.parameters(), average.module.parameters(), strict=True):
+            own.copy_(mean)

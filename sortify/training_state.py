@@ -1,6 +1,7 @@
 """What an interrupted training needs to go on: DIR/training/.
 
     state.pt        weights, optimiser, place in the data, configuration; replaced as a whole
+    logs/           TensorBoard's files, unless nothing is logged
     history.jsonl   one line per optimiser step
     status.json     whether the training came to its end
 
@@ -40,6 +41,7 @@ class State:
         data: facts about the data that must not change: batch size, batches per epoch.
         model, optimizer, scaler: state dicts.
         drawing: what samplers and numbers of draws have learnt.
+        average: the moving average of the weights, where one is kept.
     """
 
     step: int
@@ -50,6 +52,7 @@ class State:
     optimizer: Mapping[str, Any]
     scaler: Mapping[str, Any]
     drawing: Mapping[str, Any] = field(default_factory=dict)
+    average: Mapping[str, Any] = field(default_factory=dict)
 
 
 class StateFolder:
@@ -102,6 +105,7 @@ class StateFolder:
             "optimizer": dict(state.optimizer),
             "scaler": dict(state.scaler),
             "drawing": dict(state.drawing),
+            "average": dict(state.average),
         }
         try:
             self.flush()
@@ -133,6 +137,7 @@ class StateFolder:
                 optimizer=stored["optimizer"],
                 scaler=stored["scaler"],
                 drawing=stored.get("drawing", {}),
+                average=stored.get("average", {}),
             )
         except (OSError, EOFError, RuntimeError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
             raise TrainingError(f"{self._state}: the checkpoint is damaged ({_reason(error)})") from error

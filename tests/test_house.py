@@ -96,6 +96,7 @@ ROOMS = [
         "update",
         "callback_lightning",
         "callback_transformers",
+        "training_log",
         "train",
     ],
     ["evaluate", "picture", "portrait", "describe"],

@@ -53,9 +53,9 @@ def make_trainer(kind: str, directory: Path | None, batch: int = 8, wait: float 
     if directory is not None and not (directory / "sortify.json").exists():
         make_model(kind, seed=1).save(directory)
     model = make_model(kind, seed=1) if directory is None else load(directory)
-    settings = {"steps": 12, "lr": 0.01, "save_minutes": None, "sampler": "sandwich", "device": "cpu", **config}
+    usual = {"steps": 12, "lr": 0.01, "save_minutes": None, "sampler": "sandwich", "device": "cpu", "log": "none"}
     data = make_data(kind.partition("-")[0], batch, wait)
-    return Trainer(model, data, TrainConfig(**settings), directory=directory, progress=False)
+    return Trainer(model, data, TrainConfig(**{**usual, **config}), directory=directory, progress=False)
 
 
 def main() -> None:

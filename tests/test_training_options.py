@@ -1,0 +1,135 @@
+"""Moving averages of the weights, blocks that are computed again, and what trackers are told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_train import same, stop_at, weights
+from training_models import example, make_model
+from training_script import make_trainer
+
+from sortify import SortedUpdate, TrainConfig, TrainingError, load, make_sampler
+from sortify.training_parts import make_average, take_average
+
+# -- moving average
+
+
+def test_an_average_follows_the_weights() -> None:
+    model = make_model("bn")
+    average = make_average(model, 0.75)
+    assert average is not None
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    average.update_parameters(model)  # the first one is taken as it is
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    model.state_dict()["blocks.0.norm.running_mean"].fill_(7)
+    average.update_parameters(model)
+    take_average(model, average)
+    for name, value in model.named_parameters():
+        torch.testing.assert_close(value, before[name] + 0.25)
+    assert float(model.state_dict()["blocks.0.norm.running_mean"][0]) == 7
+    assert make_average(model, None) is None
+
+
+def test_a_training_ends_with_its_average(tmp_path: Path) -> None:
+    make_trainer("mlp", tmp_path / "plain").run()
+    make_trainer("mlp", tmp_path / "mean", ema=0.9).run()
+    assert not same(weights(tmp_path / "plain"), weights(tmp_path / "mean"))
+    start = make_model("mlp", seed=1).state_dict()
+    apart = {
+        name: sum(float((value - start[key]).norm()) for key, value in load(tmp_path / name).state_dict().items())
+        for name in ("plain", "mean")
+    }
+    assert apart["mean"] < apart["plain"]
+
+
+def test_a_resumed_average_equals_an_unbroken_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: dict[str, Any] = {"ema": 0.8, "save_steps": 5}
+    make_trainer("mlp", tmp_path / "whole", **settings).run()
+    stop_at(make_trainer("mlp", tmp_path / "cut", **settings), 7, monkeypatch)
+    make_trainer("mlp", tmp_path / "cut", **settings).run(resume=True)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+
+
+# -- blocks that are computed again
+
+
+@pytest.mark.parametrize("kind", ["mlp-still", "lm"])
+def test_gradients_are_those_of_kept_activations(kind: str) -> None:
+    model, inputs = make_model(kind).train(), example(kind) if kind == "lm" else (torch.randn(256, 1, 8, 8),)
+    kept, found = [], []
+    for again in (False, True):
+        if again:
+            model.gradient_checkpointing_enable()
+        torch.manual_seed(0)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+            output = model(**inputs) if isinstance(inputs, dict) else model(*inputs)
+        value = output["logits"] if isinstance(output, dict) else output
+        kept.append(0)
+        value.square().mean().backward()
+        found.append({name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None})
+        model.zero_grad()
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(gradient, found[1][name])
+    first = kept.index(0)
+    assert sum(kept[first:]) < 0.6 * sum(kept[:first])
+
+
+def test_small_sub_networks_land_their_gradients_too() -> None:
+    model, inputs = make_model("mlp-still").train(), example("mlp")
+    found = []
+    for again in (False, True):
+        if again:
+            model.gradient_checkpointing_enable()
+        update = SortedUpdate(model, make_sampler("random", model.space, (("width", (0.5,)), ("depth", (0.5,)))))
+        update(lambda: model(*inputs).square().mean())
+        found.append({name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None})
+        model.zero_grad()
+    model.gradient_checkpointing_disable()
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(gradient, found[1][name])
+
+
+def test_a_training_with_recomputed_blocks_equals_one_without(tmp_path: Path) -> None:
+    for name, again in (("plain", False), ("again", True)):
+        make_trainer("lm", tmp_path / name, gradient_checkpointing=again).run()
+    one, other = weights(tmp_path / "plain"), weights(tmp_path / "again")
+    for name, value in one.items():
+        torch.testing.assert_close(value, other[name], rtol=1e-4, atol=1e-5)
+
+
+# -- trackers
+
+
+def test_tensorboard_is_told_losses_rates_and_levels(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    result = make_trainer("mlp", tmp_path, steps=25, log="tensorboard").run()
+    found = EventAccumulator(str(tmp_path / "training" / "logs")).Reload()
+    assert {"loss", "lr", "samples per second", "loss/width=1", "loss/depth=0.25"} <= set(found.Tags()["scalars"])
+    events = found.Scalars("loss")
+    assert [event.step for event in events] == [10, 20, 25]
+    assert events[0].value == pytest.approx(sum(result.losses[:10]) / 10, rel=1e-4)
+
+
+def test_nothing_is_logged_without_a_directory_or_where_nobody_asks(tmp_path: Path) -> None:
+    make_trainer("mlp", None, log="tensorboard").run()
+    make_trainer("mlp", tmp_path, log="none").run()
+    assert not (tmp_path / "training" / "logs").exists()
+
+
+def test_a_tracker_that_is_not_installed_is_told_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"log 'aim' does not work .*; install its package, or log to 'none'"):
+        make_trainer("mlp", tmp_path, log="aim").run()
+
+
+@pytest.mark.parametrize(("name", "value", "said"), [("ema", 1.0, "ema must be"), ("log", "paper", "unknown log")])
+def test_wrong_options_are_refused(name: str, value: Any, said: str) -> None:
+    with pytest.raises(TrainingError, match=said):
+        TrainConfig(**{name: value})
