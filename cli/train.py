@@ -77,6 +77,8 @@ Ema = Annotated[float | None, _option("--ema", "End with a moving average of the
 Recompute = Annotated[
     bool, _option("--gradient-checkpointing", "Compute activations of blocks again: less memory, more time.", HOW)
 ]
+Shard = Annotated[bool, _option("--shard", "Shard weights and optimiser over processes (FSDP2).", HOW)]
+Offload = Annotated[bool, _option("--offload", "Keep shards in the processor's memory.", HOW)]
 LogTo = Annotated[str, _option("--log", "tensorboard, another tracker that accelerate knows, or none.", KEEP)]
 Seed = Annotated[int, _option("--seed", "Of everything that is drawn.", HOW)]
 Augment = Annotated[str, _option("--augment", "Of training pictures: none, shift or shift-flip.", DATA)]
@@ -115,6 +117,8 @@ def run(
     precision: Precision = "auto",
     ema: Ema = None,
     gradient_checkpointing: Recompute = False,
+    shard: Shard = False,
+    offload: Offload = False,
     seed: Seed = 0,
     device: Device = "auto",
     batch_size: BatchSize = 64,

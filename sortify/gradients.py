@@ -8,6 +8,7 @@ from itertools import combinations, groupby
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 BUCKET = 2**24
 """Gradient elements that are sent between processes at once."""
@@ -19,11 +20,11 @@ def average_gradients(parameters: Iterable[Tensor], accelerator: Accelerator) ->
     """Average gradients over all processes, in flat buffers; with one process nothing is done.
 
     A parameter that has a gradient on some processes counts as zero on the others; one that has none anywhere
-    is left without.
+    is left without. Sharded parameters (FSDP2) are passed over: their gradients are averages already.
     """
     if accelerator.num_processes == 1:
         return
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    trained = [each for each in parameters if each.requires_grad and not isinstance(each, DTensor)]
     device = trained[0].device if trained else accelerator.device
     present = torch.tensor([parameter.grad is not None for parameter in trained], device=device, dtype=torch.float32)
     anywhere = accelerator.reduce(present, reduction="sum").tolist()

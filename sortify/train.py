@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor
 
 from sortify.accumulation import make_accumulation
@@ -19,6 +20,7 @@ from sortify.errors import DataError, TrainingError
 from sortify.objectives import make_objective
 from sortify.samplers import SAMPLERS, levels_for, make_sampler
 from sortify.sampling import Levels
+from sortify.sharding import load_optimizer_state, load_whole_state, optimizer_state, sharded_copy, whole_state
 from sortify.space import Trained
 from sortify.tasks import Task, task_for
 from sortify.training_config import TrainConfig
@@ -115,7 +117,7 @@ class _Run:
 
     def __init__(self, trainer: Trainer) -> None:
         self._config = config = trainer.config
-        self._model, self._task, self._levels = trainer.model, trainer.task, trainer.levels
+        self._whole, self._task, self._levels = trainer.model, trainer.task, trainer.levels
         self._trained_levels = trainer.trained
         self._data, self._directory, self._progress = trainer.data, trainer.directory, trainer.progress
         self._accelerator = Accelerator(cpu=config.device == "cpu" or not torch.accelerator.is_available())
@@ -123,7 +125,7 @@ class _Run:
         self._device = self._accelerator.device if config.device == "auto" else torch.device(config.device)
         precision = self._accelerator.mixed_precision if config.precision == "auto" else config.precision
         self._cast_to = PRECISION_TYPES.get(str(precision))
-        self._model.to(self._device)
+        self._model = self._placed()
         self._objective = make_objective(config.objective, trainer.space, self._levels)
         shared = SAMPLERS[config.sampler].shares_batch or self._objective.shares_batch
         self._shared = shared if config.share_batch is None else config.share_batch
@@ -135,6 +137,12 @@ class _Run:
         self._folder = None if self._directory is None else StateFolder(self._directory)
         self._last_save = time.monotonic()
         self._losses: list[float] = []
+
+    def _placed(self) -> SortedModel:
+        """What is trained: the model itself on the device, or a copy that is sharded over the processes."""
+        if self._config.shard:
+            return sharded_copy(self._whole, self._device, self._config.offload)
+        return self._whole.to(self._device)
 
     def run(self, *, resume: bool, overwrite: bool) -> Result:
         """See `Trainer.run`."""
@@ -193,8 +201,8 @@ class _Run:
                 f"{folder.path}: resume needs the settings it began with; changed: {', '.join(changed)}"
             )
         try:
-            self._model.load_state_dict(dict(state.model))
-            self._optimizer.load_state_dict(dict(state.optimizer))
+            load_whole_state(self._model, state.model)
+            load_optimizer_state(self._optimizer, state.optimizer)
             self._update.load_state_dict({"step": state.step, **state.drawing})
             if self._average is not None:
                 self._average.load_state_dict(dict(state.average))
@@ -312,28 +320,46 @@ class _Run:
     def _keep(self, drawn: list[Drawn], loss: float, epoch: int) -> None:
         """Remember the step, and save when it is time."""
         self._losses.append(loss)
-        if self._folder is None or not self._accelerator.is_main_process:
+        if self._folder is None:
             return
-        step, config = self._update.step, self._config
-        draws = [[str(draw.subnet), float(draw.loss)] for draw in drawn]
-        rate = self._optimizer.param_groups[0]["lr"]
-        self._folder.record({"step": step - 1, "epoch": epoch, "loss": loss, "lr": rate, "draws": draws})
-        minutes = (time.monotonic() - self._last_save) / 60
-        due = config.save_steps is not None and step % config.save_steps == 0
-        if due or (config.save_minutes is not None and minutes >= config.save_minutes):
+        step = self._update.step
+        if self._accelerator.is_main_process:
+            draws = [[str(draw.subnet), float(draw.loss)] for draw in drawn]
+            rate = self._optimizer.param_groups[0]["lr"]
+            self._folder.record({"step": step - 1, "epoch": epoch, "loss": loss, "lr": rate, "draws": draws})
+        if self._due(step):
             self._save()
+
+    def _due(self, step: int) -> bool:
+        """Whether to save now; the first process has the clock."""
+        config, minutes = self._config, (time.monotonic() - self._last_save) / 60
+        if config.save_steps is not None and step % config.save_steps == 0:
+            return True
+        late = config.save_minutes is not None and minutes >= config.save_minutes
+        if config.shard and config.save_minutes is not None:
+            late = bool(broadcast(torch.tensor(late, device=self._device)))
+        return late
 
     def _first_checkpoint(self) -> None:
         """Make the training resumable from its first step on, unless no checkpoints are wanted."""
         wanted = self._config.save_steps is not None or self._config.save_minutes is not None
-        if wanted and self._folder is not None and self._accelerator.is_main_process:
+        if wanted and self._folder is not None:
             self._save()
 
     def _save(self) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint: the first process does, and all have to be here where the model is sharded."""
         assert self._folder is not None
-        for name, value in self._model.named_parameters():
-            if not torch.isfinite(value).all():
+        if not self._config.shard and not self._accelerator.is_main_process:
+            return
+        if self._config.shard:
+            model, optimizer = whole_state(self._model), optimizer_state(self._optimizer)
+        else:
+            model, optimizer = self._model.state_dict(), self._optimizer.state_dict()
+        self._last_save = time.monotonic()
+        if not self._accelerator.is_main_process:
+            return
+        for name, _ in self._model.named_parameters():
+            if not torch.isfinite(model[name]).all():
                 raise TrainingError(f"step {self._update.step}: the weights '{name}' are not finite any more")
         self._folder.save(
             State(
@@ -341,38 +367,40 @@ class _Run:
                 place=self._stream.place,
                 config=self._config,
                 data=self._facts(),
-                model=self._model.state_dict(),
-                optimizer=self._optimizer.state_dict(),
+                model=model,
+                optimizer=optimizer,
                 scaler=self._scaler.state_dict(),
                 drawing=self._update.state_dict(),
                 average={} if self._average is None else self._average.state_dict(),
             )
         )
-        self._last_save = time.monotonic()
 
     def _recalibrate(self) -> None:
         """Collect every trained sub-network's batch-norm statistics, so that it can be extracted without data."""
         batches = self._config.recalibrate
-        if not batches or not self._model.has_batch_statistics or not self._accelerator.is_main_process:
+        if not batches or not self._whole.has_batch_statistics or not self._accelerator.is_main_process:
             return
-        for subnet in self._model.space.landmarks():
-            with self._model.using(subnet):
-                self._model.recalibrate(
+        for subnet in self._whole.space.landmarks():
+            with self._whole.using(subnet):
+                self._whole.recalibrate(
                     recalibration_inputs(self._data.train, self._task, batches, self._device), batches
                 )
 
     def _finish(self) -> None:
         """Record what was trained and save the model."""
-        self._model.activate()
-        self._model.eval()
         if self._config.gradient_checkpointing:
             self._model.gradient_checkpointing_disable()
+        if self._config.shard:
+            self._whole.load_state_dict(whole_state(self._model))
+            self._whole.to(self._device)
+        self._whole.activate()
+        self._whole.eval()
         if self._average is not None:
-            take_average(self._model, self._average)
-        self._model.record_trained(self._trained_levels)
+            take_average(self._whole, self._average)
+        self._whole.record_trained(self._trained_levels)
         self._recalibrate()
         if self._directory is not None and self._folder is not None and self._accelerator.is_main_process:
-            self._model.save(self._directory)
+            self._whole.save(self._directory)
             facts = {"steps": self._update.step, "task": self._task.name, "config": self._config.to_json()}
             self._folder.finish({"finished": True, **facts})
         self._accelerator.wait_for_everyone()

@@ -9,7 +9,7 @@ from typing import Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-from sortify.accumulation import Counts, check_counts
+from sortify.accumulation import ADAPTIVE, Counts, check_counts
 from sortify.errors import TrainingError
 from sortify.objectives import OBJECTIVES
 from sortify.samplers import SAMPLERS
@@ -61,6 +61,8 @@ class TrainConfig:
         ema: weight of the past (such as 0.999) in an exponential moving average of the weights, which the training ends
             with; None for the last weights themselves.
         gradient_checkpointing: whether blocks compute their activations again in the backward pass, to save memory.
+        shard: whether FSDP2 shards parameters, gradients and optimiser states over the processes of a run.
+        offload: whether shards wait in the processor's memory.
         log: the tracker, a name that `accelerate` knows ("tensorboard", "wandb", ...), or "none"; TensorBoard's files
             go to directory/training/logs.
         device: such as "cpu" or "cuda:1"; "auto" for what `accelerate` finds.
@@ -92,6 +94,8 @@ class TrainConfig:
     save_minutes: float | None = 10.0
     ema: float | None = None
     gradient_checkpointing: bool = False
+    shard: bool = False
+    offload: bool = False
     log: str = "tensorboard"
     device: str = "auto"
 
@@ -115,6 +119,12 @@ class TrainConfig:
             if not 0 <= value < 1:
                 raise TrainingError(f"{name} must be 0 or more and below 1, got {value}")
         check_counts(self.accumulate)
+        together = {"ema": self.ema, "project": self.project, "accumulate": self.accumulate == ADAPTIVE}
+        clash = [name for name, wanted in together.items() if wanted] + (["fp16"] if self.precision == "fp16" else [])
+        if self.shard and clash:
+            raise TrainingError(f"shard does not go together with {', '.join(clash)}, which need whole gradients")
+        if self.offload and not self.shard:
+            raise TrainingError("offload is for sharded training: set shard too")
         if self.ema is not None and not 0 < self.ema < 1:
             raise TrainingError(f"ema must be above 0 and below 1, got {self.ema}")
         if not 0 <= self.teacher <= 1:

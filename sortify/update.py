@@ -26,6 +26,7 @@ from sortify.landing import Landing
 from sortify.objectives import Objective, soft_cross_entropy
 from sortify.samplers import counted
 from sortify.sampling import Learns, Sampler, Watches
+from sortify.sharding import is_sharded
 
 if TYPE_CHECKING:
     from sortify.model import SortedModel
@@ -99,6 +100,7 @@ class SortedUpdate:
         self._probe = Probe(model.parameters())
         self._projection = Projection(model.parameters()) if project else None
         self._landing = Landing(model)
+        self._sharded = is_sharded(model.parameters())
         self._turn: _Turn | None = None
         self.step = 0
 
@@ -223,7 +225,7 @@ class SortedUpdate:
 
     def _groups(self, subnets: list[Subnet]) -> list[list[Subnet]]:
         """Runs of sub-networks of equal widths that see the same batch, and one by one all others."""
-        if not self._shared or self._projection is not None or self._measures():
+        if not self._shared or self._sharded or self._projection is not None or self._measures():
             return [[subnet] for subnet in subnets]
         return [list(group) for _, group in groupby(subnets, key=lambda subnet: subnet.sizes)]
 

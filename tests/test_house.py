@@ -84,6 +84,7 @@ ROOMS = [
     [
         "landing",
         "gradients",
+        "sharding",
         "sampling",
         "samplers_guided",
         "samplers",

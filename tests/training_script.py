@@ -1,6 +1,6 @@
 """Small trainings as a program of its own, to be killed or run in several processes: see test_train, test_distributed.
 
-    python training_script.py DIR KIND:SAMPLER ... [--resume] [--steps N] [--save N] [--batch N] [--wait SECONDS]
+    python training_script.py DIR KIND:SAMPLER ... [--resume] [--steps N] [--save N] [--batch N] [--wait SECONDS] ...
 
 Each training goes to DIR/KIND. The first process prints the losses of all, by kind, as JSON.
 """
@@ -22,6 +22,7 @@ from sortify.batches import mix
 from sortify.data import Data
 from sortify.train import Trainer
 from sortify.training_config import TrainConfig
+from sortify.update import SortedUpdate
 
 
 class Slow(torch.utils.data.Dataset[Any]):
@@ -58,6 +59,19 @@ def make_trainer(kind: str, directory: Path | None, batch: int = 8, wait: float 
     return Trainer(model, data, TrainConfig(**{**usual, **config}), directory=directory, progress=False)
 
 
+def break_off(step: int) -> None:
+    """End every training of this process with an error after an update."""
+    real = SortedUpdate.__call__
+
+    def broken(self: SortedUpdate, *args: Any, **kwargs: Any) -> Any:
+        drawn = real(self, *args, **kwargs)
+        if self.step > step:
+            raise KeyboardInterrupt
+        return drawn
+
+    SortedUpdate.__call__ = broken  # type: ignore[method-assign]
+
+
 def main() -> None:
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser()
@@ -68,11 +82,15 @@ def main() -> None:
     parser.add_argument("--save", type=int)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--wait", type=float, default=0.0)
+    parser.add_argument("--shard", action="store_true")
+    parser.add_argument("--break-at", type=int, help="end with an error after this step")
     given = parser.parse_args()
     losses = {}
     for kind, sampler in (run.split(":") for run in given.runs):
-        settings = {"steps": given.steps, "save_steps": given.save, "sampler": sampler}
+        settings = {"steps": given.steps, "save_steps": given.save, "sampler": sampler, "shard": given.shard}
         trainer = make_trainer(kind, given.directory / kind, given.batch, given.wait, **settings)
+        if given.break_at is not None:
+            break_off(given.break_at)
         losses[kind] = trainer.run(resume=given.resume).losses
     if PartialState().is_main_process:
         print(json.dumps(losses))
