@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 BUNDLE = 2**20
 """Elements of full parameters whose gradients wait for each other, at most, unless one parameter alone has more."""
 
-MATRIX = 2
-
 
 class Landing:
     """The way of gradients to the parameters of a model, for any sub-network.
@@ -121,7 +119,7 @@ class _Slices(torch.autograd.Function):
     def forward(ctx: Any, places: Sequence[Place], *parameters: Tensor) -> tuple[Tensor, ...]:
         ctx.parameters, ctx.places = parameters, places
         ctx.set_materialize_grads(False)
-        return tuple(_laid_out(view(each.detach(), place)) for each, place in zip(parameters, places, strict=True))
+        return tuple(view(each.detach(), place) for each, place in zip(parameters, places, strict=True))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[None, ...]:
@@ -135,11 +133,6 @@ class _Slices(torch.autograd.Function):
         if found:
             torch._foreach_add_(there, found)
         return (None, *(None for _ in gradients))
-
-
-def _laid_out(part: Tensor) -> Tensor:
-    """Kernels of convolutions would copy what has gaps, forward and backward; once is enough."""
-    return part.contiguous() if part.dim() > MATRIX else part
 
 
 def _plain(parameter: Tensor) -> bool:
