@@ -276,6 +276,8 @@ the gradients of full size, with zeros where the sub-network has none. *Activati
 for the backward pass, *peak* the most that is alive at once, over those of the extracted model, or of the original.
 
 Made by `make bench` (torch {torch}, {threads} thread{s}, {device}). The goal is for *more*.
+What is left at the smaller widths of the ResNet are, by torch's profiler, the landing itself (`_SlicesBackward`,
+`_foreach_add_`) and copies of kernels: the slice of one has gaps, and convolutions copy what has gaps.
 
 """
 HEAD = (

@@ -2,8 +2,9 @@
 
     python examples/profile_models.py [--seconds 60] [--device cpu] [--threads 1]
 
-Each model is profiled on a sample of its sub-networks; then others, drawn at random, are measured and compared with
-what the profile says. Prints a line for each, the median error, and what the same sub-networks take in place.
+Each model is profiled on a sample of its sub-networks. Others, drawn at random, take turns with them, so that a machine
+that is not always equally fast hurts both alike; only the sample is fitted, and the others are compared with what it
+predicts. Prints a line for each, the median error, and what the same sub-networks take in place.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +22,8 @@ import torchvision
 import transformers
 
 from sortify import SortedModel, Subnet, sortify
+from sortify.profile import Features, fit_rows
+from sortify.profiling import COUNT, sample
 
 GOAL = 0.1
 """The median error of latency that is aimed at."""
@@ -79,10 +83,15 @@ def in_place(model: SortedModel, subnets: list[Subnet], inputs: Any, rounds: int
 
 def compare(name: str, model: SortedModel, device: str, seconds: float, count: int) -> float:
     """Profile a model, measure other sub-networks, print both; returns the median error of latency."""
-    profile = model.to(device).profile(seconds=seconds, batch=1)
-    subnets = held_out(model, {row.subnet for row in profile.rows}, count)
+    known = sample(model.space, COUNT)
+    subnets = held_out(model, set(known), count)
+    both = model.to(device).profile(subnets=[*known, *subnets], seconds=seconds, batch=1)
+    learnt = tuple(row for row in both.rows if row.subnet in set(known))
+    latency, memory = fit_rows(learnt, Features(model.space.exact, model.plan), {"batch": 1})
+    profile = replace(both, rows=learnt, latency=latency, memory=memory)
+    model.record_profile(profile)
     predicted = {subnet: model.measured_cost(subnet) for subnet in subnets}
-    rows = model.profile(subnets=subnets, seconds=seconds / 2, batch=1).rows
+    rows = [row for row in both.rows if row.subnet in set(subnets)]
     one = torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t[:1].to(device), model.examples)
     placed = in_place(model, subnets, one)
     print(f"{name}: {len(profile.rows)} sub-networks, {profile.rounds} rounds, {dict(profile.machine)}")
