@@ -83,13 +83,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--wait", type=float, default=0.0)
     parser.add_argument("--shard", action="store_true")
-    parser.add_argument("--break-at", type=int, help="end with an error after this step")
+    parser.add_argument("--break-at", type=int, help="end the last training with an error after this step")
     given = parser.parse_args()
     losses = {}
     for kind, sampler in (run.split(":") for run in given.runs):
         settings = {"steps": given.steps, "save_steps": given.save, "sampler": sampler, "shard": given.shard}
         trainer = make_trainer(kind, given.directory / kind, given.batch, given.wait, **settings)
-        if given.break_at is not None:
+        if given.break_at is not None and kind == given.runs[-1].partition(":")[0]:
             break_off(given.break_at)
         losses[kind] = trainer.run(resume=given.resume).losses
     if PartialState().is_main_process:
