@@ -271,3 +271,8 @@ def test_developers_see_failures_and_lost_shares() -> None:
     text = report.developers(FOUND)
     assert "**2x** fail in convert: KeyError: node_12" in text
     assert "mean 10.0%: aten.x: no rule" in text
+
+
+def test_a_page_names_no_folder_of_a_machine() -> None:
+    stays = "timm/vit and github.com/a/b stay"
+    assert report.without_folders(f"(at /some/env/lib-1/model.py:12); {stays}") == f"(at model.py:12); {stays}"
