@@ -156,7 +156,8 @@ def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def without_folders(text: str) -> str:
-    """Files by their names: where they lie belongs to the machine that made the page."""
+    """Files by their names: where they lie belongs to the machine that made the page; and no addresses of others."""
+    text = re.sub(r"https?:\S*", "...", text)
     return re.sub(r"(?<![\w:/.])/(?:[\w.+-]+/)+([\w.+-]*)", r"\1", text)
 
 
