@@ -174,7 +174,7 @@ class _Run:
             weight=config.teacher,
             match=self._match,
             share_batch=self._shared,
-            accumulation=accumulation,
+            accumulation=None if config.accumulate is None or isinstance(config.accumulate, int) else accumulation,
             project=config.project,
         )
 
@@ -291,7 +291,7 @@ class _Run:
         self._optimizer.zero_grad(set_to_none=True)
         drawn = self._update(loss, lambda value: self._scaler.scale(value).backward())
         losses = [float(draw.loss) for draw in drawn]
-        self._check_finite(step, drawn, losses)
+        self._check_finite(step, drawn)
         for group in self._optimizer.param_groups:
             group["lr"] = self._config.rate(step, self._total)
         self._scaler.unscale_(self._optimizer)
@@ -309,9 +309,10 @@ class _Run:
         _, target, count = self._batches.current
         return self._task.match(output, teacher, target) * self._share.world / count
 
-    def _check_finite(self, step: int, drawn: list[Drawn], losses: list[float]) -> None:
-        """Stop before a loss that is not finite reaches the weights."""
-        for draw, value in zip(drawn, losses, strict=True):
+    def _check_finite(self, step: int, drawn: list[Drawn]) -> None:
+        """Stop before a loss that is not finite, or a distance from a teacher, reaches the weights."""
+        for draw in drawn:
+            value = float(draw.loss if draw.apart is None else draw.loss + draw.apart)
             if not math.isfinite(value):
                 kept = "" if self._folder is None or not self._folder.unfinished else "; the last checkpoint stays"
                 where = f"step {step}, sub-network {draw.subnet}"

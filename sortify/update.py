@@ -267,11 +267,12 @@ class SortedUpdate:
             self._projection.add()
 
     def _averaged(self, drawn: list[Drawn]) -> list[Drawn]:
-        """Losses averaged over processes."""
+        """Losses, and distances from teachers, averaged over processes."""
         if self._accelerator is None or self._accelerator.num_processes == 1:
             return drawn
-        losses = self._accelerator.reduce(torch.stack([each.loss for each in drawn]), reduction="mean")
-        return [replace(each, loss=loss) for each, loss in zip(drawn, losses, strict=True)]
+        values = [each for draw in drawn for each in (draw.loss, draw.apart) if each is not None]
+        means = iter(self._accelerator.reduce(torch.stack([each.float() for each in values]), reduction="mean"))
+        return [replace(draw, loss=next(means), apart=None if draw.apart is None else next(means)) for draw in drawn]
 
     def _learn(self, drawn: list[Drawn]) -> None:
         """Tell those who want to know how the step went."""

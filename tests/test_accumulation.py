@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from training_models import example, make_model
 from training_script import make_trainer
 
-from sortify import SortedUpdate, TrainConfig, make_sampler
+from sortify import SAMPLERS, SortedUpdate, Space, Subnet, TrainConfig, make_sampler
 from sortify.accumulation import EVERY, MOST, Adaptive, Scheduled, make_accumulation
 from sortify.errors import TrainingError
 from sortify.gradients import Probe, Projection
 from sortify.samplers import levels_for
+from sortify.sampling import Levels
 from sortify.training_state import StateFolder
 
 # -- numbers
@@ -66,6 +67,27 @@ def test_an_adaptive_number_needs_the_steps_where_batches_are_not_shared() -> No
 def test_a_training_draws_as_many_as_told(tmp_path: Path, counts: Any, seen: set[int]) -> None:
     make_trainer("mlp", tmp_path, sampler="random", accumulate=counts).run()
     assert {len(line["draws"]) for line in StateFolder(tmp_path).history()} == seen
+
+
+class Lone:
+    """A sampler of somebody's own that is no dataclass and keeps no count."""
+
+    name: ClassVar[str] = "lone"
+    shares_batch: ClassVar[bool] = False
+    usual_count: ClassVar[int] = 1
+
+    def __init__(self, space: Space, levels: Levels, count: int) -> None:
+        self.space = space
+
+    def draw(self, generator: torch.Generator, step: int) -> list[Subnet]:
+        return [self.space.smallest]
+
+
+def test_only_a_number_that_changes_asks_a_sampler_for_a_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SAMPLERS, "lone", Lone)
+    assert make_trainer("mlp", None, sampler="lone", steps=2).run().steps == 2
+    with pytest.raises(TrainingError, match="make it a dataclass with a 'count'"):
+        make_trainer("mlp", None, sampler="lone", accumulate=(1, 2)).run()
 
 
 def test_epochs_count_the_batches_of_a_schedule() -> None:

@@ -222,6 +222,15 @@ def test_every_objective_trains(objective: str, kind: str) -> None:
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
 
 
+def test_a_distance_that_is_not_finite_stops_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_trainer("mlp", None, objective="distill")
+    monkeypatch.setattr(type(trainer.task), "match", lambda self, output, teacher, target: output.sum() * torch.inf)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items() if "weight" in name}
+    with pytest.raises(TrainingError, match=r"step 0, sub-network .*: the loss is (inf|-inf|nan)"):
+        trainer.run()
+    assert all(torch.equal(trainer.model.state_dict()[name], value) for name, value in before.items())
+
+
 # -- errors
 
 
