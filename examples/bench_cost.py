@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from sortify import sortify
-from sortify.sources import load_source
+from sortify.sources.source import load_source
 
 COUNT, REPEATS = 200_000, 7
 

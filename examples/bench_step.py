@@ -31,7 +31,7 @@ import transformers
 from torch import Tensor, nn
 
 from sortify import SortedModel, SortedUpdate, Subnet, sortify
-from sortify.peak import peak
+from sortify.models.peak import peak
 
 WIDTHS = (0.25, 0.5, 0.75, 1.0)
 STEP_GOAL, WHOLE_GOAL, ACTIVATIONS_GOAL, PEAK_GOAL = 1.05, 1.02, 1.05, 1.02

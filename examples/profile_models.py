@@ -22,8 +22,8 @@ import torchvision
 import transformers
 
 from sortify import SortedModel, Subnet, sortify
-from sortify.profile import Features, fit_rows
-from sortify.profiling import COUNT, sample
+from sortify.models.profiling import COUNT, sample
+from sortify.space.profile import Features, fit_rows
 
 GOAL = 0.1
 """The median error of latency that is aimed at."""

@@ -2,37 +2,34 @@
 
 Rooms, in the order in which data flows, each importing only what stands before it:
 
-    errors, files        one-line errors; files that appear when complete
-    structure, arithmetic, symbols, signature, graphs   nested values, sizes, calls and graphs as JSON
-    sources              a model and its example inputs, from what the user names
-    capture              torch.export, twice, made plain
-    axes/                the dimension algebra, its rules, the names
-    depth                which blocks can be bypassed
-    dims, plan           what was found, as a frozen value
-    slicing, rewrite     the slice node; the rewritten graph
-    open_sizes, presence, cost_table, cost, counting   exact costs, of one sub-network and of many
-    levels, subnet, budget, search, space   sub-networks, what there is to choose from, and the one for a budget
-    fitting, profile     what sub-networks cost on a machine, as measured and as predicted
-    network, exits, blueprint   modules made of graphs; everything but the tensors
-    extract, trials, proof, bounds   sub-networks on their own; checks by running; which sizes the graphs serve
-    calibration, checkpoint, scores, peak, profiling, model   the sorted model
-    activity, importance, block_order, order   which units and blocks small sub-networks keep
-    merging, parts_store, composed, parts   models that are captured in parts
-    convert              all of it in one call
-    data, tasks, samplers, objectives, update, train, evaluate, picture   training and what came of it
-    portrait, describe   a sorted model in pictures and words
-    charts, curves, page, report_model, report_runs, report_scores, report   all of it on one page
+    errors, files, difference   one-line errors; files that appear when complete; how far apart two outputs are
+    graph/       nested values, sizes, dimensions, calls and graphs, as JSON too
+    sources/     a model and its example inputs, from what the user names
+    capture/     torch.export, twice, made plain
+    axes/        the dimension algebra, its rules, the names
+    depth        which blocks can be bypassed
+    plan         what was found, as a frozen value
+    rewriting/   the slice node; the rewritten graph
+    costs/       exact costs, of one sub-network and of many
+    space/       sub-networks, what there is to choose from, the one for a budget; measured costs
+    network/     modules made of graphs; exits; everything but the tensors; sub-networks on their own
+    proof/       checks by running; which sizes the graphs serve
+    models/      the sorted model, whole or in parts; calibration, checkpoints, profiles
+    ordering/    which units and blocks small sub-networks keep
+    convert      all of it in one call
+    data/, tasks/   batches; what a batch is to a model: inputs, a loss, scores
+    training/    samplers, objectives, the update, the trainer, callbacks of other loops
+    evaluate     every sub-network of a grid
+    reporting/   a sorted model and its runs in pictures, words and one page
 """
 
 from __future__ import annotations
 
-from sortify import describe
 from sortify.axes.rules.registration import register_rule
 from sortify.axes.rules.table import Call
-from sortify.composed import ComposedModel, load
 from sortify.convert import sortify
-from sortify.cost import Cost, Costs
-from sortify.data import Data, load_data
+from sortify.costs.cost import Cost, Costs
+from sortify.data.load import Data, load_data
 from sortify.depth import Block, Chain
 from sortify.difference import difference
 from sortify.errors import (
@@ -49,24 +46,26 @@ from sortify.errors import (
     TrainingError,
 )
 from sortify.evaluate import Evaluation, evaluate
-from sortify.extract import ExtractedModel, write
-from sortify.inputs import example_inputs_for
-from sortify.model import SortedModel
-from sortify.objectives import OBJECTIVES, make_objective, register_objective
-from sortify.picture import draw
+from sortify.models.composed import ComposedModel, load
+from sortify.models.scores import Chosen
+from sortify.models.sorted_model import SortedModel
+from sortify.network.extract import ExtractedModel, write
 from sortify.plan import Axis, Frozen, Plan
-from sortify.portrait import draw_model
-from sortify.profile import MeasuredCost, Profile
-from sortify.proof import Check, Report
-from sortify.report import write_report
-from sortify.samplers import SAMPLERS, make_sampler, register_sampler
-from sortify.scores import Chosen
-from sortify.sources import Source, load_source
-from sortify.space import Space, Subnet, Trained
-from sortify.tasks import OwnTask, Vocabulary, task_for
-from sortify.train import Trainer
-from sortify.training_config import TrainConfig
-from sortify.update import SortedUpdate
+from sortify.proof.proof import Check, Report
+from sortify.reporting import describe
+from sortify.reporting.picture import draw
+from sortify.reporting.portrait import draw_model
+from sortify.reporting.report import write_report
+from sortify.sources.inputs import example_inputs_for
+from sortify.sources.source import Source, load_source
+from sortify.space.profile import MeasuredCost, Profile
+from sortify.space.space import Space, Subnet, Trained
+from sortify.tasks.registry import OwnTask, Vocabulary, task_for
+from sortify.training.config import TrainConfig
+from sortify.training.objectives import OBJECTIVES, make_objective, register_objective
+from sortify.training.samplers import SAMPLERS, make_sampler, register_sampler
+from sortify.training.train import Trainer
+from sortify.training.update import SortedUpdate
 
 __version__ = "0.1.0"
 

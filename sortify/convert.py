@@ -14,25 +14,25 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from sortify import proof
 from sortify.axes import algebra
 from sortify.axes.analysis import Analysis, analyse
 from sortify.axes.control import Control
 from sortify.axes.rules import RULES
-from sortify.blueprint import Blueprint
-from sortify.bounds import limits_of
-from sortify.capture import Captured, as_example, capture, examples_to_prove
-from sortify.counting import make_cost_model
+from sortify.capture.capture import Captured, as_example, capture, examples_to_prove
+from sortify.capture.prepare import Example, unwrap
+from sortify.costs.counting import make_cost_model
+from sortify.costs.kv_cache import Kept, kept_for
 from sortify.depth import Chain, find_chains
-from sortify.dims import Named
 from sortify.errors import AxesError, CaptureError, ExportError, ProofError
-from sortify.inputs import example_inputs_for
-from sortify.kv_cache import Kept, kept_for
-from sortify.model import SortedModel
-from sortify.original import check_repeats, check_traced
-from sortify.parts import sortify_parts
+from sortify.graph.dims import Named
+from sortify.models.parts import sortify_parts
+from sortify.models.sorted_model import SortedModel
+from sortify.network.blueprint import Blueprint
 from sortify.plan import Frozen, make_plan
-from sortify.prepare import Example, unwrap
+from sortify.proof import proof
+from sortify.proof.bounds import limits_of
+from sortify.proof.original import check_repeats, check_traced
+from sortify.sources.inputs import example_inputs_for
 
 FOUND = Control()
 

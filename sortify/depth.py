@@ -22,8 +22,8 @@ from sortify.axes.rules import CONTRACTIONS
 from sortify.axes.rules.pointwise import POINTWISE, SAME_SHAPE
 from sortify.axes.rules.reductions import NORMALISATIONS
 from sortify.axes.rules.table import overloads
-from sortify.capture import Captured
-from sortify.lifting import Program, shares_memory
+from sortify.capture.capture import Captured
+from sortify.capture.lifting import Program, shares_memory
 
 SINK = "sink"
 ADDITIONS = frozenset(overloads("add"))

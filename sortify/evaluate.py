@@ -17,17 +17,17 @@ from accelerate import PartialState
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from sortify.batches import Share, preserved_chance
-from sortify.data import Data
+from sortify.data.batches import Share, preserved_chance
+from sortify.data.load import Data
 from sortify.errors import DataError
 from sortify.files import replacing
-from sortify.scores import FILE_NAME, Scores, fingerprint
-from sortify.space import Subnet
-from sortify.tasks import Task, Totals, mean_metrics
-from sortify.training_parts import moved, recalibration_inputs
+from sortify.models.scores import FILE_NAME, Scores, fingerprint
+from sortify.space.space import Subnet
+from sortify.tasks.registry import Task, Totals, mean_metrics
+from sortify.training.parts import moved, recalibration_inputs
 
 if TYPE_CHECKING:
-    from sortify.model import SortedModel
+    from sortify.models.sorted_model import SortedModel
 
 FORMAT = 1
 

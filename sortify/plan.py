@@ -16,10 +16,10 @@ from sortify.axes.control import Control, check_used, matching
 from sortify.axes.names import FOUND, GROUPS, choose
 from sortify.axes.reasons import Place, Reason, remedy
 from sortify.axes.rules.table import Literal
-from sortify.capture import Captured
+from sortify.capture.capture import Captured
+from sortify.capture.lifting import Program
 from sortify.depth import Block, Chain, Region
-from sortify.dims import Dim, Fixed, Named, axes_of, concat, parse, parse_shape, product, shape_text
-from sortify.lifting import Program
+from sortify.graph.dims import Dim, Fixed, Named, axes_of, concat, parse, parse_shape, product, shape_text
 
 LEVELS = (0.25, 0.5, 0.75, 1.0)
 

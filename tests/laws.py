@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from zoo import Case, call, repeated
 
 from sortify import SortedModel, Subnet, sortify
-from sortify.extract import cut
-from sortify.landing import Landing
+from sortify.network.extract import cut
+from sortify.training.landing import Landing
 
 SINGLE = 1e-5
 """Relative error allowed in float32."""

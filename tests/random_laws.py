@@ -19,8 +19,8 @@ from random_models import Net, Program, examples, smaller
 from torch import Tensor, nn
 
 from sortify import sortify
-from sortify.dims import Concat, Dim, Fixed, Named, Product
 from sortify.errors import AxesError, CaptureError
+from sortify.graph.dims import Concat, Dim, Fixed, Named, Product
 
 SINGLE, DOUBLE = 1e-5, 1e-9
 UNFIT = ("its rule does not apply", "the result of its rule does not fit")

@@ -28,8 +28,8 @@ from torch.utils import _pytree as pytree
 from sortify.axes.algebra import Atom, ConcatExpr, Expr, ProductExpr, atoms, resolve, size_of
 from sortify.axes.analysis import analyse
 from sortify.axes.rules.table import RULES, Dims, Literal, find_op
-from sortify.capture import Captured, Program
-from sortify.structure import flatten
+from sortify.capture.capture import Captured, Program
+from sortify.graph.structure import flatten
 
 TOLERANCE = 1e-9  # everything runs in float64
 UNFIT = ("the result of its rule does not fit", "this op has no rule", "its rule does not apply")

@@ -8,11 +8,11 @@ from torch import nn
 from zoo import MODELS, Case
 
 from sortify.axes.analysis import analyse
-from sortify.blueprint import Blueprint
-from sortify.capture import Captured, capture
-from sortify.counting import make_cost_model
+from sortify.capture.capture import Captured, capture
+from sortify.costs.counting import make_cost_model
 from sortify.depth import find_chains
-from sortify.dims import Named
+from sortify.graph.dims import Named
+from sortify.network.blueprint import Blueprint
 from sortify.plan import make_plan
 
 CASES: dict[str, Case] = {case.name: case for case in MODELS}

@@ -13,12 +13,12 @@ from training_models import example, make_model
 from training_script import make_trainer
 
 from sortify import SAMPLERS, SortedUpdate, Space, Subnet, TrainConfig, make_sampler
-from sortify.accumulation import EVERY, MOST, Adaptive, Scheduled, make_accumulation
 from sortify.errors import TrainingError
-from sortify.gradients import Probe, Projection
-from sortify.samplers import levels_for
-from sortify.sampling import Levels
-from sortify.training_state import StateFolder
+from sortify.training.accumulation import EVERY, MOST, Adaptive, Scheduled, make_accumulation
+from sortify.training.gradients import Probe, Projection
+from sortify.training.samplers import levels_for
+from sortify.training.sampling import Levels
+from sortify.training.state import StateFolder
 
 # -- numbers
 

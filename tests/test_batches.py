@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, WeightedRandomSampler
 
-from sortify.batches import Place, Share, Stream, is_plain, length, mix, preserved_chance, rows, seed_all
+from sortify.data.batches import Place, Share, Stream, is_plain, length, mix, preserved_chance, rows, seed_all
 from sortify.errors import DataError
 
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sortify import SortedModel, load, sortify
-from sortify.block_order import AS_IT_RUNS, FIRST_STAYS, in_order
 from sortify.errors import DataError
-from sortify.importance import MEASURES, measure
-from sortify.scores import Scores, fingerprint
+from sortify.models.scores import Scores, fingerprint
+from sortify.ordering.block_order import AS_IT_RUNS, FIRST_STAYS, in_order
+from sortify.ordering.importance import MEASURES, measure
 
 PLANTED = [0.3, 3.0, 0.1, 1.0]
 """How strong each block is."""

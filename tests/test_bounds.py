@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sortify import SortedModel, load, sortify
 from sortify.errors import CheckpointError, InputError
-from sortify.signature import Signature
+from sortify.graph.signature import Signature
 
 
 class InChunks(nn.Module):

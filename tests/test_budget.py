@@ -6,8 +6,8 @@ from fractions import Fraction
 
 import pytest
 
-from sortify.budget import Budget, Limit, read_budget
 from sortify.errors import BudgetError
+from sortify.space.budget import Budget, Limit, read_budget
 
 
 @pytest.mark.parametrize(

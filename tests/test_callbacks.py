@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader, Dataset
 from training_models import make_model
 
 from sortify import SortedModel, SortedUpdate, Subnet, TrainConfig, Trainer, TrainingError, make_objective, make_sampler
-from sortify.batches import mix
-from sortify.data import Data
-from sortify.samplers import levels_for
-from sortify.training_state import StateFolder
+from sortify.data.batches import mix
+from sortify.data.load import Data
+from sortify.training.samplers import levels_for
+from sortify.training.state import StateFolder
 
 STEPS, COUNT, BATCH, RATE = 5, 2, 4, 0.05
 
@@ -109,7 +109,7 @@ def transformers(tmp_path: Path) -> Outcome:
     from transformers import Trainer as HuggingFace
     from transformers import TrainingArguments
 
-    from sortify.callback_transformers import SortedCallback
+    from sortify.training.callback_transformers import SortedCallback
 
     losses: list[float] = []
 
@@ -151,7 +151,7 @@ def transformers(tmp_path: Path) -> Outcome:
 
 def lightnings(tmp_path: Path) -> Outcome:
     lightning: Any = pytest.importorskip("pytorch_lightning")
-    from sortify.callback_lightning import SortedCallback
+    from sortify.training.callback_lightning import SortedCallback
 
     model, losses = make_model("mlp-still"), list[float]()
 
@@ -261,7 +261,7 @@ def test_columns_must_not_be_removed(tmp_path: Path) -> None:
     from transformers import Trainer as HuggingFace
     from transformers import TrainingArguments
 
-    from sortify.callback_transformers import SortedCallback
+    from sortify.training.callback_transformers import SortedCallback
 
     model = make_model("mlp-still")
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")

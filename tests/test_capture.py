@@ -21,7 +21,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from zoo import IMAGE, ROW, Inputs, randomize
 
 from sortify import SortedModel, sortify
-from sortify.capture import capture
+from sortify.capture.capture import capture
 from sortify.errors import CaptureError, InputError
 
 SINGLE = 1e-6

@@ -24,9 +24,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from zoo import CONV, ROW, randomize
 
-from sortify import SortedModel, checkpoint, load, sortify
+from sortify import SortedModel, load, sortify
 from sortify.errors import CheckpointError
-from sortify.space import Trained
+from sortify.models import checkpoint
+from sortify.space.space import Trained
 
 FILES = ("sortify.json", "graph.json", "model.safetensors", "example.safetensors", "statistics.safetensors")
 CLASSES = """

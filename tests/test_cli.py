@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from typer.testing import Result
 
 import sortify
-from sortify import proof
+from sortify.proof import proof
 
 MEMBERS = 4
 """Two widths times two depths."""
@@ -332,7 +332,7 @@ def stopped_after(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("sortify.train._Run._keep", keep_and_stop)
+        patch.setattr("sortify.training.train._Run._keep", keep_and_stop)
         yield
 
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sortify import load, sortify
-from sortify.cost import Cost, CostModel, Term
-from sortify.dims import parse
+from sortify.costs.cost import Cost, CostModel, Term
 from sortify.errors import InputError
-from sortify.extract import extract
-from sortify.space import Subnet
+from sortify.graph.dims import parse
+from sortify.network.extract import extract
+from sortify.space.space import Subnet
 
 MODELS = """residual_mlp swiglu scalar_gate shared_block mixer qkv_per_head grouped_query_expand tied_embeddings
 tiny_vit resnet resnext densenet group_norm""".split()

@@ -13,8 +13,8 @@ from torch import nn
 
 from examples.check_costs import CASES, differences
 from sortify import SortedModel, sortify
-from sortify.extract import extract
-from sortify.space import Space, Subnet
+from sortify.network.extract import extract
+from sortify.space.space import Space, Subnet
 
 LAW = settings(derandomize=True, deadline=None, max_examples=60, database=None)
 MODELS = ["residual_mlp", "swiglu", "qkv_per_head", "grouped_query_expand", "resnext", "densenet", "group_norm"]

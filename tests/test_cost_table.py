@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_space import SPACE
 
-from sortify.cost import METRICS, Cost, CostModel, Term
-from sortify.cost_table import CHUNK
-from sortify.dims import parse
+from sortify.costs.cost import METRICS, Cost, CostModel, Term
+from sortify.costs.open_sizes import OpenSize
+from sortify.costs.table import CHUNK
 from sortify.errors import AxesError
-from sortify.open_sizes import OpenSize
+from sortify.graph.dims import parse
 
 LAW = settings(derandomize=True, deadline=None, max_examples=60, database=None)
 AXES = {"a": 7, "b": 12, "c": 64}

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sortify.charts import Line, Side, plot, scale
-from sortify.curves import Step, buckets, by_level, by_subnet, levels_of, read_history, smoothed, spread
+from sortify.reporting.charts import Line, Side, plot, scale
+from sortify.reporting.curves import Step, buckets, by_level, by_subnet, levels_of, read_history, smoothed, spread
 
 # --- curves ----------------------------------------------------------------------------------------------------------
 

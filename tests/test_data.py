@@ -15,14 +15,14 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from training_models import make_model
 
-from sortify.data import load_data
-from sortify.data_arrays import read_digits, read_npz
-from sortify.data_images import read_folder
-from sortify.data_saved import Reading, read_dataset
-from sortify.data_texts import Bytes, read_text
+from sortify.data.arrays import read_digits, read_npz
+from sortify.data.images import read_folder
+from sortify.data.load import load_data
+from sortify.data.samples import Look, Wanted, fitted, shifted, statistics
+from sortify.data.saved import Reading, read_dataset
+from sortify.data.texts import Bytes, read_text
 from sortify.errors import DataError
-from sortify.samples import Look, Wanted, fitted, shifted, statistics
-from sortify.tasks import IGNORED
+from sortify.tasks.registry import IGNORED
 
 RNG = numpy.random.default_rng(0)
 PICTURES = RNG.integers(0, 256, (20, 6, 5, 3), dtype=numpy.uint8)

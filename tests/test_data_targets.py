@@ -14,12 +14,12 @@ from test_task_training import picture_folder, segments
 from training_models import make_model
 from transformers import BertTokenizer
 
-from sortify.data import Data, load_data
-from sortify.data_masks import decoded_mask, read_masks
-from sortify.data_tables import read_columns
+from sortify.data.load import Data, load_data
+from sortify.data.masks import decoded_mask, read_masks
+from sortify.data.samples import Wanted
+from sortify.data.tables import read_columns
 from sortify.errors import DataError
-from sortify.samples import Wanted
-from sortify.tasks import task_for
+from sortify.tasks.registry import task_for
 
 RNG = numpy.random.default_rng(0)
 PICTURES = RNG.integers(0, 256, (20, 8, 8), dtype=numpy.uint8)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sortify import sortify
 from sortify.axes.analysis import analyse
-from sortify.capture import Captured, capture
+from sortify.capture.capture import Captured, capture
 from sortify.depth import Chain, find_chains
 
 ROW = (torch.rand(3, 8),)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sortify.dims import (
+from sortify.graph.dims import (
     Concat,
     Dim,
     Fixed,

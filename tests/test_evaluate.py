@@ -19,7 +19,7 @@ from training_models import make_model
 from training_script import make_data
 
 from sortify import load
-from sortify.data import Data, load_data
+from sortify.data.load import Data, load_data
 from sortify.errors import BudgetError, DataError
 from sortify.evaluate import (
     Evaluation,
@@ -31,11 +31,11 @@ from sortify.evaluate import (
     with_front,
     write_evaluation,
 )
-from sortify.picture import draw, heat_map, make_figure
-from sortify.space import Subnet
-from sortify.tasks import Classification, task_for
-from sortify.train import Trainer
-from sortify.training_config import TrainConfig
+from sortify.reporting.picture import draw, heat_map, make_figure
+from sortify.space.space import Subnet
+from sortify.tasks.registry import Classification, task_for
+from sortify.training.config import TrainConfig
+from sortify.training.train import Trainer
 
 
 def subnet(width: float, depth: float = 1.0, **more: float) -> Subnet:

@@ -20,9 +20,9 @@ from torch import nn
 from zoo import MODELS, ROW, call, repeated
 
 from sortify import SortedModel, Subnet, sortify
-from sortify import extract as extraction
 from sortify.errors import AxesError, BudgetError, SortifyError
-from sortify.space import Trained
+from sortify.network import extract as extraction
+from sortify.space.space import Trained
 
 CASES = {case.name: case for case in MODELS}
 EXPORTED = ("batch_norm_mlp", "qkv_per_head", "tied_embeddings", "dict_output")

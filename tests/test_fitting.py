@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sortify.fitting import Array, fit, held_out, nonnegative
+from sortify.space.fitting import Array, fit, held_out, nonnegative
 
 
 def is_optimal(matrix: Array, target: Array, weights: Array) -> bool:

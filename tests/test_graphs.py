@@ -19,7 +19,7 @@ from torch.fx import Graph, GraphModule, Interpreter, Node
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sortify.errors import CheckpointError
-from sortify.graphs import (
+from sortify.graph.graphs import (
     find_target,
     function_names,
     graph_from_json,

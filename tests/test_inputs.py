@@ -12,7 +12,7 @@ import transformers
 from torch import nn
 
 from sortify.errors import SourceError
-from sortify.inputs import example_inputs_for, parse_inputs
+from sortify.sources.inputs import example_inputs_for, parse_inputs
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

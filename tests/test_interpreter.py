@@ -7,9 +7,9 @@ import torch
 from compare import max_error
 from torch import nn
 
-from sortify.capture import Captured, capture
-from sortify.interpreter import run_side_by_side
-from sortify.network import Runner
+from sortify.capture.capture import Captured, capture
+from sortify.capture.interpreter import run_side_by_side
+from sortify.network.network import Runner
 
 
 class Plain(nn.Module):

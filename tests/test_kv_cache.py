@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, LlamaCon
 from transformers import T5ForConditionalGeneration as T5
 from zoo import randomize
 
-from sortify import SortedModel, kv_cache, sortify
+from sortify import SortedModel, sortify
+from sortify.costs import kv_cache
 from sortify.errors import BudgetError
 
 TOKENS = torch.randint(0, 60, (2, 12), generator=torch.Generator().manual_seed(0))

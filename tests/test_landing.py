@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from training_models import example, make_model
 
 from sortify import SortedModel, sortify
-from sortify.landing import Landing
+from sortify.training.landing import Landing
 
 
 class Pair(nn.Module):

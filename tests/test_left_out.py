@@ -14,9 +14,9 @@ from compare import assert_close_outputs
 from torch import Tensor, nn
 
 from sortify import SortedModel, load, sortify
-from sortify.capture import capture
+from sortify.capture.capture import capture
+from sortify.capture.prepare import LeftOut
 from sortify.errors import CaptureError
-from sortify.prepare import LeftOut
 
 SINGLE = 1e-6
 

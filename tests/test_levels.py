@@ -10,12 +10,12 @@ from sorted_zoo import blueprint_of, found
 from test_space import SPACE, _axis, _chain, make_space
 from torch import Tensor, nn
 
-from sortify.cost import CostModel, Term
-from sortify.dims import active, full, parse
+from sortify.costs.cost import CostModel, Term
 from sortify.errors import AxesError
-from sortify.levels import Column, Columns, Trained, columns_of
+from sortify.graph.dims import active, full, parse
 from sortify.plan import Plan
-from sortify.space import Space, Subnet
+from sortify.space.levels import Column, Columns, Trained, columns_of
+from sortify.space.space import Space, Subnet
 
 LAW = settings(derandomize=True, deadline=None, max_examples=200, database=None)
 

@@ -13,8 +13,9 @@ from torch._higher_order_ops import map as each
 from torch._higher_order_ops.scan import scan
 from torch._higher_order_ops.while_loop import while_loop
 
-from sortify import lifting, load, sortify
-from sortify.capture import capture
+from sortify import load, sortify
+from sortify.capture import lifting
+from sortify.capture.capture import capture
 from sortify.errors import CaptureError
 
 

@@ -16,9 +16,9 @@ from training_models import example, make_model
 from training_script import make_trainer
 
 from sortify import SortedModel, SortedUpdate, Subnet, TrainConfig, TrainingError, make_objective, make_sampler
-from sortify.exits import can_share, run_many
-from sortify.objectives import OBJECTIVES, largest_first, register_objective, soft_cross_entropy
-from sortify.samplers import levels_for
+from sortify.network.exits import can_share, run_many
+from sortify.training.objectives import OBJECTIVES, largest_first, register_objective, soft_cross_entropy
+from sortify.training.samplers import levels_for
 
 LEVELS = {"width": (0.5, 1.0), "depth": (0.25, 0.5, 1.0)}
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from sortify.arithmetic import follows, value_of
+from sortify.costs.open_sizes import OpenSize, chosen_by_caller, opens_from_json, opens_to_json, sizes_at
 from sortify.errors import InputError
-from sortify.open_sizes import OpenSize, chosen_by_caller, opens_from_json, opens_to_json, sizes_at
+from sortify.graph.arithmetic import follows, value_of
 
 OPENS = (
     OpenSize("batch", 2),

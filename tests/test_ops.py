@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch._functorch import predispatch
 
 from sortify import load, sortify
-from sortify.ops import RUNNING, has_effect, nesting_restored, without_dead_code
+from sortify.graph.ops import RUNNING, has_effect, nesting_restored, without_dead_code
 
 
 class Aside(nn.Module):

@@ -14,11 +14,11 @@ from parts_models import Router
 from torch import Tensor, nn
 
 from sortify import SortedModel, load, sortify
-from sortify import order as ordering
-from sortify.dims import Dim, axes_of, full, parse, parse_shape, positions
 from sortify.errors import DataError, ProofError
-from sortify.importance import MEASURES, measure, owners, per_unit
-from sortify.order import ranking
+from sortify.graph.dims import Dim, axes_of, full, parse, parse_shape, positions
+from sortify.ordering import order as ordering
+from sortify.ordering.importance import MEASURES, measure, owners, per_unit
+from sortify.ordering.order import ranking
 
 NAMES = ("resnet", "group_norm", "shufflenet_2", "grouped_query_interleave", "qkv_per_head", "tied_embeddings")
 CASES = {case.name: case for case in zoo.MODELS if case.name in NAMES}

@@ -13,9 +13,9 @@ from zoo import ROW, randomize
 
 from sortify import SortedModel, sortify
 from sortify.errors import CaptureError, ProofError
-from sortify.original import gap
-from sortify.proof import GRADIENTS
-from sortify.rewrite import rewrite
+from sortify.proof.original import gap
+from sortify.proof.proof import GRADIENTS
+from sortify.rewriting.rewrite import rewrite
 
 
 class Amplified(nn.Module):
@@ -78,7 +78,7 @@ def twisted(single: float, double: float) -> Callable[..., fx.GraphModule]:
 def test_a_fault_does_not_hide_behind_rounding(
     factor: float, single: float, double: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sortify.blueprint.rewrite", twisted(single, double))
+    monkeypatch.setattr("sortify.network.blueprint.rewrite", twisted(single, double))
     with pytest.raises(ProofError, match="identity"):
         sortify(randomize(Amplified(factor), 1), ROW())
 

@@ -107,7 +107,7 @@ def test_wheel_holds_every_file(wheel: Path) -> None:
         for path in (ROOT / folder).rglob("*")
         if path.suffix in {".py", ".html", ".css", ".js"} or path.name == "py.typed"
     }
-    assert {"sortify/py.typed", "sortify/templates/report.html"} <= expected
+    assert {"sortify/py.typed", "sortify/reporting/templates/report.html"} <= expected
     assert expected - held == set()
     assert not any(name.startswith(("cli/", "tests/")) for name in held)
 

@@ -17,10 +17,10 @@ from parts_models import Branching, NothingInside, Peeks, Repeats, Router, Share
 from torch import Tensor, nn
 
 from sortify import ComposedModel, SortedUpdate, load, make_sampler, sortify
-from sortify.composed import compare_whole
+from sortify.capture.prepare import Example
 from sortify.errors import BudgetError, CaptureError, CheckpointError, SortifyError
-from sortify.prepare import Example
-from sortify.samplers import levels_for
+from sortify.models.composed import compare_whole
+from sortify.training.samplers import levels_for
 
 SINGLE = 1e-6
 

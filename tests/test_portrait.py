@@ -10,7 +10,7 @@ from cli_calls import call
 from torch import Tensor, nn
 
 from sortify import SortedModel, draw_model, sortify
-from sortify.portrait import chains_of, cost_lines, labels, outside, told
+from sortify.reporting.portrait import chains_of, cost_lines, labels, outside, told
 
 
 class Block(nn.Module):

@@ -12,9 +12,9 @@ from sorted_zoo import blueprint_of
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sortify.extract import extract
-from sortify.presence import ALWAYS, NEVER, Needs, both, either
-from sortify.space import Subnet
+from sortify.costs.presence import ALWAYS, NEVER, Needs, both, either
+from sortify.network.extract import extract
+from sortify.space.space import Subnet
 
 LAW = settings(derandomize=True, deadline=None, max_examples=200, database=None)
 blocks = st.dictionaries(st.integers(0, 2), st.integers(0, 2), max_size=3).map(lambda d: tuple(sorted(d.items())))

@@ -16,11 +16,12 @@ from cli_calls import small_net
 from parts_models import Router
 from torch import Tensor, nn
 
-from sortify import Profile, SortedModel, Subnet, load, profiling, sortify
-from sortify.budget import figure
+from sortify import Profile, SortedModel, Subnet, load, sortify
 from sortify.errors import BudgetError, CheckpointError, InputError, ProfileError
-from sortify.peak import peak
-from sortify.profile import FEATURES, Features
+from sortify.models import profiling
+from sortify.models.peak import peak
+from sortify.space.budget import figure
+from sortify.space.profile import FEATURES, Features
 
 WEIGHTS = {"constant": 2e5, "flops": 0.25, "activation_bytes": 1.5, "params": 3.0, "operations": 1e4}
 """Nanoseconds of each."""

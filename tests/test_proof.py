@@ -13,11 +13,12 @@ from compare import assert_close_outputs
 from torch import Tensor, fx, nn
 from zoo import IMAGE, ROW, randomize
 
-from sortify import SortedModel, convert, proof, sortify, trials
+from sortify import SortedModel, convert, sortify
 from sortify.axes.rules import RULES
 from sortify.axes.rules.pointwise import pointwise, same_shape
 from sortify.errors import CaptureError, ProofError
-from sortify.rewrite import rewrite
+from sortify.proof import proof, trials
+from sortify.rewriting.rewrite import rewrite
 
 
 class Three(nn.Module):
@@ -223,7 +224,7 @@ def with_op(old: Any, new: Any, mode: str) -> Callable[..., fx.GraphModule]:
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_a_wrong_rewrite_is_refused(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     aten = torch.ops.aten
-    monkeypatch.setattr("sortify.blueprint.rewrite", with_op(aten.tanh.default, aten.sigmoid.default, mode))
+    monkeypatch.setattr("sortify.network.blueprint.rewrite", with_op(aten.tanh.default, aten.sigmoid.default, mode))
     with pytest.raises(ProofError, match=rf"Three: identity \({mode}\) failed: error .*allowed 1e-05") as refusal:
         sortify(Three(), ROW())
     assert "\n" not in str(refusal.value)
@@ -238,7 +239,7 @@ def test_a_wrong_write_to_a_buffer_is_refused(monkeypatch: pytest.MonkeyPatch) -
         module.recompile()
         return module
 
-    monkeypatch.setattr("sortify.blueprint.rewrite", wrong)
+    monkeypatch.setattr("sortify.network.blueprint.rewrite", wrong)
     with pytest.raises(ProofError, match=r"identity \(train\)"):
         sortify(conv.UNet(), IMAGE())
 

@@ -18,7 +18,7 @@ from random_laws import judge, laws, positions, shrunk
 from random_models import DRAWN, Net, Program, Step, draw, examples, smaller
 
 from sortify import sortify
-from sortify.dims import full, parse
+from sortify.graph.dims import full, parse
 from sortify.plan import Plan
 
 SEEDS = range(16)

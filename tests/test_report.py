@@ -18,14 +18,15 @@ from torch import nn
 from training_models import make_model
 from training_script import make_data
 
-from sortify import SortedModel, load, page, sortify, write_report
-from sortify.data import load_data
-from sortify.describe import frozen_reasons
+from sortify import SortedModel, load, sortify, write_report
+from sortify.data.load import load_data
 from sortify.evaluate import Evaluation, Row, evaluate, quantity, write_evaluation
-from sortify.space import Subnet
-from sortify.tasks import Classification
-from sortify.train import Trainer
-from sortify.training_config import TrainConfig
+from sortify.reporting import page
+from sortify.reporting.describe import frozen_reasons
+from sortify.space.space import Subnet
+from sortify.tasks.registry import Classification
+from sortify.training.config import TrainConfig
+from sortify.training.train import Trainer
 
 SECTIONS = ("evaluation", "training", "cost", "profile", "axes", "depth", "fixed")
 
@@ -304,7 +305,7 @@ def test_a_page_that_cannot_be_made_leaves_the_one_before(
     def fails(*_: Any) -> str:
         raise RuntimeError("no ink")
 
-    monkeypatch.setattr("sortify.report.render", fails)
+    monkeypatch.setattr("sortify.reporting.report.render", fails)
     with pytest.raises(RuntimeError, match="no ink"):
         write_report(converted, path)
     assert path.read_bytes() == before

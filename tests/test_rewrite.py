@@ -23,10 +23,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from zoo import IMAGE, MODELS, ROW, call, randomize
 
 from sortify import SortedModel, Subnet, sortify
-from sortify.dims import positions
 from sortify.errors import AxesError, BudgetError
-from sortify.rewrite import Bypass
-from sortify.slicing import take, take_copy
+from sortify.graph.dims import positions
+from sortify.rewriting.rewrite import Bypass
+from sortify.rewriting.slicing import take, take_copy
 
 GOLDEN = Path(__file__).parent / "golden" / "rewritten_glu_stack.txt"
 CASES = {case.name: case for case in MODELS}

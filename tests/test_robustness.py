@@ -13,9 +13,9 @@ from compare import assert_close_outputs, assert_same_tensors
 from torch import Tensor, nn
 
 from sortify import SortedModel, sortify
-from sortify.capture import capture, examples_to_prove
+from sortify.capture.capture import capture, examples_to_prove
+from sortify.capture.prepare import mode_of
 from sortify.errors import CaptureError, InputError
-from sortify.prepare import mode_of
 
 SINGLE = 1e-6
 

@@ -11,18 +11,18 @@ import pytest
 import torch
 from training_models import make_model
 
-from sortify import samplers
 from sortify.errors import TrainingError
-from sortify.samplers import (
+from sortify.space.space import Space, Subnet
+from sortify.training import samplers
+from sortify.training.samplers import (
     SAMPLERS,
     RandomSampler,
     levels_for,
     make_sampler,
     register_sampler,
 )
-from sortify.samplers_guided import PERIOD, BoundedSampler
-from sortify.sampling import Levels, Sampler, corner
-from sortify.space import Space, Subnet
+from sortify.training.samplers_guided import PERIOD, BoundedSampler
+from sortify.training.sampling import Levels, Sampler, corner
 
 SPACE = make_model("mlp").space
 LEVELS = levels_for(SPACE, ("width", "depth"))

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from test_levels import LAYERED, layered
 
 from sortify.errors import BudgetError
-from sortify.search import BLOCK, Choices, best_choice, within
-from sortify.space import Space
+from sortify.space.search import BLOCK, Choices, best_choice, within
+from sortify.space.space import Space
 
 LAW = settings(derandomize=True, deadline=None, max_examples=25, database=None)
 

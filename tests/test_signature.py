@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sortify.errors import CheckpointError, InputError
-from sortify.signature import Constant, LeafSpec, Signature
+from sortify.graph.signature import Constant, LeafSpec, Signature
 
 X, Y, IDS = torch.ones(2, 3), torch.zeros(2), torch.ones(2, 5, dtype=torch.long)
 

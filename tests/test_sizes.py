@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.utils._sympy.functions import FloorDiv, Mod, PythonMod
 
 from sortify import sortify
-from sortify.arithmetic import value_of
 from sortify.axes.algebra import Size
 from sortify.axes.sizes import size_of_expression
 from sortify.errors import InputError
+from sortify.graph.arithmetic import value_of
 
 S, T = (sympy.Symbol(name, positive=True, integer=True) for name in "st")
 PADDED = S + Mod(8 - Mod(S, 8), 8)

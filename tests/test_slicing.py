@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sortify.dims import axes_of, parse_shape
-from sortify.slicing import axis_names, take, take_copy
+from sortify.graph.dims import axes_of, parse_shape
+from sortify.rewriting.slicing import axis_names, take, take_copy
 
 
 def _grid(*shape: int) -> Tensor:

@@ -21,8 +21,8 @@ import transformers
 from torch import Tensor, nn
 
 from sortify.errors import SourceError
-from sortify.sources import Source, load_source
-from sortify.trust import check_pickle, find_allowed, is_symbolic
+from sortify.sources.source import Source, load_source
+from sortify.sources.trust import check_pickle, find_allowed, is_symbolic
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SMALL = {"vocab_size": 99, "bos_token_id": 1, "eos_token_id": 2}

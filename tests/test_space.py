@@ -11,12 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sortify.cost import CostModel, Term
+from sortify.costs.cost import CostModel, Term
 from sortify.depth import Block, Chain, Region
-from sortify.dims import parse
 from sortify.errors import AxesError, BudgetError
+from sortify.graph.dims import parse
 from sortify.plan import Axis, Plan
-from sortify.space import Space, Subnet, Trained
+from sortify.space.space import Space, Subnet, Trained
 
 LAW = settings(derandomize=True, deadline=None, max_examples=100, database=None)
 

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from torchvision.models.googlenet import GoogLeNetOutputs
 
 from sortify.errors import CheckpointError, InputError
-from sortify.structure import Record, Structure, flatten, scalar_from_json, scalar_to_json, shorten
+from sortify.graph.structure import Record, Structure, flatten, scalar_from_json, scalar_to_json, shorten
 
 
 class Pair(NamedTuple):

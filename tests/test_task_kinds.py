@@ -21,9 +21,11 @@ from transformers import (
     SegformerForSemanticSegmentation,
 )
 
-from sortify.data import Data
+from sortify.data.load import Data
 from sortify.errors import DataError, TrainingError
-from sortify.tasks import (
+from sortify.tasks.base import aligned
+from sortify.tasks.masked import chances
+from sortify.tasks.registry import (
     IGNORED,
     CallShape,
     Classification,
@@ -38,9 +40,7 @@ from sortify.tasks import (
     mean_metrics,
     task_for,
 )
-from sortify.tasks_base import aligned
-from sortify.tasks_masked import chances
-from sortify.tasks_segmentation import AUXILIARY, resized
+from sortify.tasks.segmentation import AUXILIARY, resized
 
 
 def chance(*size: int, seed: int = 0) -> Tensor:
@@ -184,7 +184,7 @@ def test_mean_iou_and_pixel_accuracy_over_batches_are_those_of_the_whole_set(siz
 def test_measuring_a_few_pictures_at_a_time_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     task, logits, target = Segmentation(classes=5), chance(6, 5, 4, 4), numbers(5, 6, 8, 8)
     whole = task.totals(logits, target)
-    monkeypatch.setattr("sortify.tasks_segmentation.PIXELS", 2 * 5 * 64)
+    monkeypatch.setattr("sortify.tasks.segmentation.PIXELS", 2 * 5 * 64)
     parts = task.totals(logits, target)
     torch.testing.assert_close(parts.loss, whole.loss)
     assert all(torch.equal(parts.sums[name], value) for name, value in whole.sums.items())

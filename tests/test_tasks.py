@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 from training_models import make_model
 
-from sortify.data import Data
+from sortify.data.load import Data
 from sortify.errors import DataError, TrainingError
-from sortify.tasks import (
+from sortify.tasks.registry import (
     IGNORED,
     TASKS,
     CallShape,

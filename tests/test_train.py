@@ -21,18 +21,18 @@ from training_models import make_model
 from training_script import make_data, make_trainer
 
 from sortify import load
-from sortify.data import Data, load_data
+from sortify.data.load import Data, load_data
 from sortify.errors import DataError, TrainingError
-from sortify.gradients import average_gradients
-from sortify.samplers import levels_for, make_sampler
-from sortify.space import Subnet
-from sortify.tasks import Classification
-from sortify.train import Trainer
-from sortify.training_config import TrainConfig
-from sortify.training_parts import make_optimizer
-from sortify.training_progress import Lines, make_show
-from sortify.training_state import StateFolder
-from sortify.update import SortedUpdate
+from sortify.space.space import Subnet
+from sortify.tasks.registry import Classification
+from sortify.training.config import TrainConfig
+from sortify.training.gradients import average_gradients
+from sortify.training.parts import make_optimizer
+from sortify.training.progress import Lines, make_show
+from sortify.training.samplers import levels_for, make_sampler
+from sortify.training.state import StateFolder
+from sortify.training.train import Trainer
+from sortify.training.update import SortedUpdate
 
 SCRIPT = Path(__file__).with_name("training_script.py")
 

@@ -12,7 +12,7 @@ from training_models import example, make_model
 from training_script import make_trainer
 
 from sortify import SortedUpdate, TrainConfig, TrainingError, load, make_sampler
-from sortify.training_parts import make_average, take_average
+from sortify.training.parts import make_average, take_average
 
 # -- moving average
 

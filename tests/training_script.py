@@ -18,11 +18,11 @@ from accelerate import PartialState
 from training_models import make_model
 
 from sortify import load
-from sortify.batches import mix
-from sortify.data import Data
-from sortify.train import Trainer
-from sortify.training_config import TrainConfig
-from sortify.update import SortedUpdate
+from sortify.data.batches import mix
+from sortify.data.load import Data
+from sortify.training.config import TrainConfig
+from sortify.training.train import Trainer
+from sortify.training.update import SortedUpdate
 
 
 class Slow(torch.utils.data.Dataset[Any]):

@@ -28,8 +28,8 @@ from examples.coverage import models
 from examples.coverage.feeds import Inputs, call_of, clone, wants_targets
 from sortify import ProofError, SortedModel, SortifyError, Subnet, sortify
 from sortify.axes.reasons import UNUSED
-from sortify.capture import CACHE
-from sortify.prepare import NOTHING, LeftOut, mode_of
+from sortify.capture.capture import CACHE
+from sortify.capture.prepare import NOTHING, LeftOut, mode_of
 
 DOUBLE, SINGLE, SHARE = 1e-9, 1e-5, 0.99
 Row = dict[str, Any]

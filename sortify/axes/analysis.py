@@ -16,9 +16,9 @@ from sortify.axes.control import check_used, inside, matching, paths_to
 from sortify.axes.reasons import Place
 from sortify.axes.rules.table import RULES, Call, Dims, Literal, Result
 from sortify.axes.sizes import sizes_of
-from sortify.capture import Captured
-from sortify.lifting import Program
-from sortify.structure import LONE
+from sortify.capture.capture import Captured
+from sortify.capture.lifting import Program
+from sortify.graph.structure import LONE
 
 
 @dataclass(eq=False)

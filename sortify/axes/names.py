@@ -16,7 +16,7 @@ from sortify.axes.analysis import Analysis
 from sortify.axes.control import Control, check_used, matching
 from sortify.axes.reasons import UNUSED, Reason
 from sortify.axes.rules.table import Dims
-from sortify.capture import Captured
+from sortify.capture.capture import Captured
 
 # What an atom was seen doing -> how much a user means it when it shares a product with others.
 PREFERENCE = {"heads": 3, "head_dim": 1, "norm_groups": 1, "repeat": 1}

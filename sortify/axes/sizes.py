@@ -9,7 +9,7 @@ import torch
 from torch.utils._sympy.functions import FloorDiv
 
 from sortify.axes.algebra import Size
-from sortify.symbols import known_sizes, simplified
+from sortify.graph.symbols import known_sizes, simplified
 
 
 def sizes_of(value: torch.Tensor) -> tuple[Size, ...]:

@@ -1,0 +1,1 @@
+"""torch.export, for both modes and with open sizes, made plain."""

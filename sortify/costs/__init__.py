@@ -1,0 +1,1 @@
+"""Exact costs, of one sub-network and of millions."""

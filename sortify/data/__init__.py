@@ -1,0 +1,1 @@
+"""Data sets that a path names, and batches of them."""

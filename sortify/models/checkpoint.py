@@ -1,0 +1,357 @@
+"""Checkpoints: a folder with weights as safetensors, everything else as JSON. No pickle, no re-tracing.
+
+    sortify.json         format version, plan, costs, signature, names, trained levels
+    graph.json           the captured train and eval graphs
+    model.safetensors    every tensor under its original name
+    example.safetensors  the example inputs
+    statistics.safetensors  recalibrated batch-norm statistics, if any
+
+A folder is written beside its place and moved when complete; files of others in it stay.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from sortify.capture.capture import TensorInfo
+from sortify.capture.lifting import DEVICE, DTYPE, Program
+from sortify.costs.cost import CostModel
+from sortify.errors import AxesError, CheckpointError, InputError
+from sortify.files import replacing
+from sortify.graph.dims import active, axes_of, full
+from sortify.graph.graphs import graph_from_json, graph_to_json
+from sortify.graph.signature import Signature
+from sortify.graph.structure import Structure
+from sortify.network.blueprint import Blueprint
+from sortify.network.network import running_statistics
+from sortify.plan import Plan
+from sortify.space.profile import Profile
+from sortify.space.space import Subnet, Trained
+
+VERSION = 1
+KINDS = ("parameter", "buffer", "temporary", "constant")
+MAIN, GRAPH, WEIGHTS, EXAMPLE, STATISTICS = (
+    "sortify.json",
+    "graph.json",
+    "model.safetensors",
+    "example.safetensors",
+    "statistics.safetensors",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """What a checkpoint holds."""
+
+    blueprint: Blueprint
+    tensors: Mapping[str, torch.Tensor]
+    examples: tuple[torch.Tensor, ...]
+    statistics: Mapping[Subnet, dict[str, torch.Tensor]]
+
+
+def save(
+    path: str | Path,
+    blueprint: Blueprint,
+    tensors: Mapping[str, torch.Tensor],
+    examples: Sequence[torch.Tensor],
+    statistics: Mapping[Subnet, Mapping[str, torch.Tensor]],
+) -> None:
+    """Write a checkpoint folder.
+
+    Raises:
+        CheckpointError: the folder cannot be written (disk full, no permission); what was there is untouched.
+    """
+    path = Path(path)
+    members = list(statistics)
+    main = {
+        "format": "sortify",
+        "version": VERSION,
+        "source": blueprint.source,
+        "plan": blueprint.plan.to_json(),
+        "costs": blueprint.costs.to_json(),
+        "signature": blueprint.signature.to_json(),
+        "trained": blueprint.trained.to_json() if blueprint.trained else None,
+        "profile": blueprint.profile.to_json() if blueprint.profile else None,
+        "ordered": {"units": blueprint.ordered, "blocks": blueprint.blocks_ranked},
+        "tensors": {
+            name: [info.kind, info.requires_grad, list(tensors[name].shape), _dtype(tensors[name])]
+            for name, info in blueprint.infos.items()
+        },
+        "aliases": dict(blueprint.aliases),
+        "statistics": [member.to_json() for member in members],
+    }
+    programs = {
+        mode: {"graph": graph_to_json(p.graph), "tensors": list(p.tensors), "outputs": p.outputs.to_json()}
+        for mode, p in blueprint.programs.items()
+    }
+    measured = {f"{i}.{name}": t for i, member in enumerate(members) for name, t in statistics[member].items()}
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with _all_or_nothing(path) as place:
+            save_file(_plain(tensors), place(WEIGHTS))
+            save_file({str(i): t.detach().contiguous().cpu() for i, t in enumerate(examples)}, place(EXAMPLE))
+            save_file(_plain(measured), place(STATISTICS))
+            place(GRAPH).write_text(json.dumps(programs))
+            main["sha256"] = {name: _digest(place(name)) for name in (WEIGHTS, EXAMPLE, STATISTICS, GRAPH)}
+            place(MAIN).write_text(json.dumps(main, indent=1))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be written ({error}); what was there before is untouched") from error
+
+
+class _all_or_nothing:
+    """Files are written into one draft folder beside the checkpoint and moved into it when all are complete."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._manager = replacing(path / ".complete")
+
+    def __enter__(self) -> Any:
+        self._draft = self._manager.__enter__()
+        self._draft.mkdir()
+        return lambda name: self._draft / name
+
+    def __exit__(self, *error: Any) -> None:
+        try:
+            if error[0] is None:
+                self._exchange()
+                shutil.rmtree(self._draft)
+                self._draft.touch()
+        except OSError:
+            self._manager.__exit__(*sys.exc_info())
+            raise
+        self._manager.__exit__(*error)
+        (self._path / ".complete").unlink(missing_ok=True)
+
+    def _exchange(self) -> None:
+        """Move the new files into place; where one cannot be moved, all the old ones come back."""
+        files = sorted(self._draft.iterdir(), key=lambda file: file.name == MAIN)
+        aside = self._draft / "old"
+        aside.mkdir()
+        try:
+            for file in files:
+                place = self._path / file.name
+                if place.exists():
+                    place.replace(aside / file.name)
+                file.replace(place)
+        except OSError:
+            for old in aside.iterdir():
+                old.replace(self._path / old.name)
+            raise
+
+
+def _plain(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensors[name].detach().contiguous().cpu().clone() for name in tensors}
+
+
+def read(path: str | Path) -> Contents:
+    """Read a checkpoint folder.
+
+    Raises:
+        CheckpointError: it is missing, damaged, inconsistent, or of a newer version.
+    """
+    path = Path(path)
+    main = _json(path / MAIN)
+    if main.get("format") != "sortify":
+        raise CheckpointError(f"{path / MAIN}: this is no sortify checkpoint")
+    if main.get("version") != VERSION:
+        raise CheckpointError(
+            f"{path / MAIN}: format version {main.get('version')!r}, this sortify reads {VERSION}: install a newer one"
+        )
+    _check_files(path, main)
+    try:
+        return _contents(path, main)
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever a damaged file makes of these readers, the user gets one line
+        text = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: damaged checkpoint ({type(error).__name__}: {text})") from error
+
+
+def _contents(path: Path, main: Mapping[str, Any]) -> Contents:
+    programs = {mode: _program(data) for mode, data in _json(path / GRAPH).items()}
+    _require(set(programs) == {"train", "eval"}, path / GRAPH, f"the graphs train and eval, found {sorted(programs)}")
+    tensors = _tensors(path / WEIGHTS)
+    _check_weights(path / WEIGHTS, main["tensors"], tensors)
+    tensors = {name: tensors[name] for name in main["tensors"]}  # in the original order
+    blueprint = _blueprint(main, programs)
+    _check_plan(path / MAIN, blueprint, tensors)
+    _check_programs(path / GRAPH, blueprint)
+    blueprint.sorted_runners  # noqa: B018 - builds the graphs now, so that a damaged plan shows here
+    examples = _examples(path / EXAMPLE, blueprint.signature)
+    return Contents(blueprint, tensors, examples, _statistics(path / STATISTICS, main["statistics"], blueprint))
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _check_files(path: Path, main: Mapping[str, Any]) -> None:
+    """Every file must be the one that was written with `sortify.json`."""
+    expected = main.get("sha256")
+    if not isinstance(expected, dict) or set(expected) != {WEIGHTS, EXAMPLE, STATISTICS, GRAPH}:
+        raise CheckpointError(f"{path / MAIN}: damaged checkpoint (the list of checksums is missing)")
+    for name, digest in expected.items():
+        try:
+            found = _digest(path / name)
+        except OSError as error:
+            raise CheckpointError(
+                f"{path / name}: cannot be read ({error.strerror}); the checkpoint is incomplete"
+            ) from error
+        if found != digest:
+            raise CheckpointError(
+                f"{path / name}: its checksum is not the one in {MAIN}; the file is damaged or of another checkpoint"
+            )
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(file.read_text())
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{file}: not found; make a checkpoint with `sortify convert SOURCE -o {file.parent}`"
+        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: cannot be read ({error})") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{file}: expected a JSON object, found {type(data).__name__}")
+    return data
+
+
+def _program(data: Mapping[str, Any]) -> Program:
+    return Program(
+        graph_from_json(data["graph"]), tuple(map(str, data["tensors"])), Structure.from_json(data["outputs"])
+    )
+
+
+def _blueprint(main: Mapping[str, Any], programs: Mapping[str, Program]) -> Blueprint:
+    plan = Plan.from_json(main["plan"])
+    ordered = main.get("ordered") or {"units": None, "blocks": False}
+    return Blueprint(
+        programs=programs,
+        infos={name: TensorInfo(kind, grad) for name, (kind, grad, _, _) in main["tensors"].items()},
+        aliases={str(k): str(v) for k, v in main["aliases"].items()},
+        signature=Signature.from_json(main["signature"]),
+        plan=plan,
+        costs=CostModel.from_json(main["costs"], [axis.name for axis in plan.axes]),
+        trained=Trained.from_json(main["trained"]) if main["trained"] else None,
+        source=main["source"],
+        profile=Profile.from_json(main["profile"]) if main.get("profile") else None,
+        ordered=ordered["units"],
+        blocks_ranked=bool(ordered["blocks"]),
+    )
+
+
+def _tensors(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(file)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file}: not found; the checkpoint is incomplete") from error
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{file}: cannot be read ({error}); the file is damaged") from error
+
+
+# -- what belongs together ----------------------------------------------------------------------------------------
+
+
+def _require(condition: bool, file: Path, what: str) -> None:
+    if not condition:
+        raise CheckpointError(f"{file}: damaged checkpoint: expected {what}")
+
+
+def _dtype(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _check_weights(file: Path, described: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+    """The tensors are those that `sortify.json` describes, by name, kind, shape and dtype."""
+    for name in sorted(set(described) ^ set(tensors)):
+        state = "missing" if name in described else "unexpected"
+        raise CheckpointError(f"{file}: tensor {name!r} is {state}; the file belongs to another model or is damaged")
+    for name, (kind, grad, shape, dtype) in described.items():
+        found = tensors[name]
+        if list(found.shape) != shape or _dtype(found) != dtype:
+            raise CheckpointError(
+                f"{file}: {name} has shape {tuple(found.shape)} and dtype {_dtype(found)}, "
+                f"expected {tuple(shape)} and {dtype}"
+            )
+        _require(kind in KINDS and type(grad) is bool, file, f"a known kind of tensor for {name}, found {kind!r}")
+        _require(not grad or found.is_floating_point() or found.is_complex(), file, f"no gradients for {name}")
+
+
+def _check_plan(file: Path, blueprint: Blueprint, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Axes, shapes and size arguments speak of the same sizes as the tensors; names are known and unique."""
+    plan, aliases = blueprint.plan, blueprint.aliases
+    sizes = {axis.name: axis.size for axis in plan.axes}
+    _require(len(sizes) == len(plan.axes), file, "axes of different names")
+    for name, dims in plan.shapes.items():
+        wanted = tuple(map(full, dims))
+        _require(name in tensors and tuple(tensors[name].shape) == wanted, file, f"{name} of shape {wanted}")
+    literals = [x for items in plan.literals.values() for x in items]
+    for dim in [*(dim for dims in plan.shapes.values() for dim in dims), *(x.dim for x in literals)]:
+        _require(all(sizes.get(a.axis) == a.size for a in axes_of(dim)), file, f"the sizes of the axes in {dim}")
+    for mode, items in plan.literals.items():
+        nodes = {node.name for node in blueprint.programs[mode].graph.nodes}
+        _require({x.node for x in items} <= nodes, file, f"size arguments of nodes of the {mode} graph")
+    _require(set(aliases.values()) <= set(tensors) and not set(aliases) & set(tensors), file, "names of tied tensors")
+    _require(blueprint.source is None or isinstance(blueprint.source, str), file, "a source as text")
+    try:
+        blueprint.costs(blueprint.space.full.values)
+    except (LookupError, InputError) as error:
+        _require(False, file, f"costs of the axes and blocks of this model, but {error} is none")
+    for row in blueprint.profile.rows if blueprint.profile else ():
+        _require(row.subnet in blueprint.space, file, f"a profile of sub-networks of this model, found {row.subnet}")
+    try:
+        blueprint.space.knobs  # noqa: B018 - works out what was trained
+    except AxesError as error:
+        _require(False, file, f"trained levels of this model, but {error}")
+
+
+def _check_programs(file: Path, blueprint: Blueprint) -> None:
+    """Every graph takes a device, a dtype, its tensors and the inputs, and returns as many tensors as it should."""
+    for mode, program in blueprint.programs.items():
+        nodes = list(program.graph.nodes)
+        holes = [node.target for node in nodes if node.op == "placeholder"]
+        count = 2 + len(program.tensors) + len(blueprint.signature.specs)
+        _require(holes[:2] == [DEVICE, DTYPE] and len(holes) == count, file, f"{count} inputs of the {mode} graph")
+        _require(set(program.tensors) <= set(blueprint.infos), file, f"known tensors in the {mode} graph")
+        _require(len(nodes[-1].args[0]) == program.outputs.size, file, f"{program.outputs.size} outputs ({mode})")
+
+
+def _examples(file: Path, signature: Signature) -> tuple[torch.Tensor, ...]:
+    found = _tensors(file)
+    wanted = [str(i) for i in range(len(signature.specs))]
+    _require(sorted(found) == sorted(wanted), file, f"the tensors {', '.join(wanted)}, found {', '.join(found)}")
+    for name, spec, key in zip(signature.tensor_names, signature.specs, wanted, strict=True):
+        try:
+            spec.check(name, found[key])
+        except InputError as error:
+            raise CheckpointError(f"{file}: {error}") from error
+    return tuple(found[key] for key in wanted)
+
+
+def _statistics(file: Path, listed: list[Any], blueprint: Blueprint) -> dict[Subnet, dict[str, torch.Tensor]]:
+    """Measured statistics by sub-network, each tensor of the sub-network's own size."""
+    found = _tensors(file)
+    names = running_statistics(blueprint.programs["eval"])
+    result: dict[Subnet, dict[str, torch.Tensor]] = {}
+    for number, data in enumerate(listed):
+        member = Subnet.from_json(data)
+        _require(member in blueprint.space, file, f"statistics of sub-networks of this model, found {member}")
+        result[member] = {name: found.pop(f"{number}.{name}", torch.empty(0)) for name in names}
+        for name, tensor in result[member].items():
+            shape = tuple(active(dim, dict(member.sizes)) for dim in blueprint.plan.shapes.get(name, ()))
+            _require(not shape or tuple(tensor.shape) == shape, file, f"{number}.{name} of shape {shape}")
+    _require(not found, file, f"no other tensors than statistics, found {', '.join(found)}")
+    return result

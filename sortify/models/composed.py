@@ -1,0 +1,449 @@
+"""A model in parts: the original with its capturable sub-modules replaced by sorted ones.
+
+Where a model cannot be captured whole, its largest capturable parts are sorted, each with fixed inputs and outputs, and
+the original's own code runs between them. It is used like any sorted model.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sortify.capture.exporting import first_line, run_untouched
+from sortify.capture.prepare import NOTHING, Example, LeftOut, unwrap
+from sortify.costs.cost import Cost
+from sortify.difference import difference
+from sortify.errors import CaptureError, CheckpointError, InputError, SortifyError
+from sortify.graph.signature import Signature
+from sortify.models import calibration, composed_checkpoint
+from sortify.models.merging import Part, merge_costs, merge_plans, split
+from sortify.models.scores import read_scores
+from sortify.models.sorted_model import SortedModel
+from sortify.models.sorted_model import load as load_whole
+from sortify.network.blueprint import Blueprint
+from sortify.network.extract import ExtractedModel
+from sortify.network.network import hold
+from sortify.plan import Plan
+from sortify.proof import proof
+from sortify.space.budget import Budget
+from sortify.space.profile import Profile
+from sortify.space.space import Space, Subnet, Trained
+
+CARRIED = "_carried"
+
+
+class ComposedModel(SortedModel):
+    """A model of which parts are sorted. Made by `sortify.sortify`, read back by `sortify.load(path, module=original)`.
+
+    Attributes:
+        parts: the sorted parts by module path.
+        left: module path -> why the original's code runs there.
+        report: the proof made at conversion; None when read from a file.
+    """
+
+    _whole: nn.Module | None
+
+    def __init__(
+        self,
+        whole: nn.Module | None,
+        parts: Sequence[Part],
+        left: Mapping[str, str],
+        signature: Signature,
+        examples: Sequence[torch.Tensor],
+        rest: int,
+        source: str | None = None,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            whole: the original's copy, parts in place; None for a model that is only looked at.
+            parts: the parts; left: what runs as it was.
+            signature, examples: of the whole.
+            rest: the number of parameters outside the parts.
+            source: what it was converted from, for people.
+        """
+        nn.Module.__init__(self)
+        self.signature, self.left = signature, dict(left)
+        self.example_tensors = tuple(t.detach().clone() for t in examples)
+        self.report: proof.Report | None = None
+        self._parts, self._rest, self._source = tuple(parts), rest, source
+        self._plan = merge_plans(parts, left)
+        self._space = Space(self._plan, merge_costs(parts, self._plan, rest))
+        self._active = self._space.full
+        self._statistics: dict[Subnet, dict[str, torch.Tensor]] = {}
+        _stand_for(self, whole)
+
+    @property
+    def blueprint(self) -> Blueprint:  # type: ignore[override]
+        """All parts in one, to look at: the programs are called `eval PATH` and `train PATH`, and cannot be run."""
+        own = {part.path: part.model.blueprint for part in self._parts}
+        return Blueprint(
+            {f"{mode} {path}": program for path, each in own.items() for mode, program in each.programs.items()},
+            {f"{path}.{name}": info for path, each in own.items() for name, info in each.infos.items()},
+            {f"{p}.{name}": f"{p}.{first}" for p, each in own.items() for name, first in each.aliases.items()},
+            self.signature,
+            self._plan,
+            self._space.exact,
+            self._space.trained,
+            self._source,
+            self._space.profile,
+            next((each.ordered for each in own.values()), None),
+        )
+
+    @property
+    def parts(self) -> dict[str, SortedModel]:
+        """The sorted parts by module path."""
+        return {part.path: part.model for part in self._parts}
+
+    # -- running
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The original's output, computed with the active sub-network of every part."""
+        if self.training:
+            self._statistics.clear()
+        return self._runnable()(*args, **kwargs)
+
+    def _runnable(self) -> nn.Module:
+        if self._whole is None:
+            raise SortifyError(
+                "this model was read without the original module, to look at: load(path, module=original)"
+            )
+        self._whole.training = self.training
+        return self._whole
+
+    def activate(self, subnet: Subnet | None = None, **wanted: Any) -> Subnet:
+        chosen = super().activate(subnet, **wanted)
+        for part in self._parts:
+            part.model.activate(split(chosen, part))
+        return chosen
+
+    @contextmanager
+    def using(self, subnet: Subnet | None = None, **wanted: Any) -> Iterator[ComposedModel]:
+        before = self._active
+        self.activate(subnet, **wanted)
+        try:
+            yield self
+        finally:
+            self.activate(before)
+
+    # -- what is known
+
+    @property
+    def plan(self) -> Plan:
+        return self._plan
+
+    @property
+    def space(self) -> Space:
+        return self._space
+
+    @property
+    def source(self) -> str | None:
+        return self._source
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:  # type: ignore[override]
+        """Every parameter, buffer and constant by original name."""
+        own = {f"{p.path}.{name}": tensor for p in self._parts for name, tensor in p.model.tensors.items()}
+        return {**self.rest, **own}
+
+    @property
+    def rest(self) -> dict[str, torch.Tensor]:
+        """Parameters and buffers outside the parts, by original name."""
+        return _outside(self, [part.path for part in self._parts])
+
+    def cost(self, subnet: Subnet | None = None, **sizes: int) -> Cost:
+        """The cost of all parts in one call, each at the sizes of its first call; parameters count the rest too."""
+        return super().cost(subnet, **sizes)
+
+    def print_graph(self, mode: str = "eval") -> str:
+        """The rewritten graph of every part."""
+        return "\n".join(f"# {path}\n{model.print_graph(mode)}" for path, model in self.parts.items())
+
+    # -- statistics
+
+    @property
+    def has_batch_statistics(self) -> bool:
+        return any(part.model.has_batch_statistics for part in self._parts)
+
+    def recalibrate(self, loader: Iterable[Any], batches: int = 20) -> None:
+        """Measure the statistics of the active sub-network, part by part, on what the whole hands to each."""
+        chosen = [batch for _, batch in zip(range(batches), loader, strict=False)]
+        modes = {child: child.training for child in self.modules()}
+        self.eval()
+        for part in self._parts:
+            if part.model.has_batch_statistics:
+                seen = [call for batch in chosen for call in self._inputs_of(part, batch)]
+                part.model.recalibrate(seen, max(1, len(seen)))
+        self._statistics[self._active] = self._measured(self._active)
+        for child, training in modes.items():
+            child.training = training
+
+    def _inputs_of(self, part: Part, batch: Any) -> list[Any]:
+        """What the part is called with when the whole runs on a batch."""
+        seen: list[Any] = []
+
+        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen.append(args if not kwargs else part.model.signature._named(args, kwargs))
+
+        handle = part.model.register_forward_pre_hook(note, with_kwargs=True)
+        try:
+            with torch.no_grad():
+                _call(self, batch)
+        finally:
+            handle.remove()
+        return seen
+
+    def forget_statistics(self) -> None:
+        super().forget_statistics()
+        for part in self._parts:
+            part.model.forget_statistics()
+
+    def captured_parts(self) -> list[tuple[str, SortedModel]]:
+        return [(f"{part.path}.", part.model) for part in self._parts]
+
+    def captured_inputs(self, batch: Any) -> list[tuple[str, list[torch.Tensor]]]:
+        calls = [(part, call) for part in self._parts for call in self._inputs_of(part, batch)]
+        return [(f"{part.path}.", calibration.bind_batch(part.model, call)) for part, call in calls]
+
+    def _measured(self, subnet: Subnet) -> dict[str, torch.Tensor]:
+        found = {part.path: part.model.statistics.get(split(subnet, part), {}) for part in self._parts}
+        return {f"{path}.{name}": tensor for path, own in found.items() for name, tensor in own.items()}
+
+    # -- what comes out
+
+    def extract(
+        self,
+        budget: Budget | Subnet | None = None,
+        metric: str = "flops",
+        subnet: Subnet | None = None,
+        **fractions: float,
+    ) -> ExtractedModel:
+        """As for any sorted model: the original's copy with every part cut to the sub-network."""
+        chosen = self._to_extract(budget, metric, subnet, fractions)
+        small = {part.path: part.model.extract(subnet=split(chosen, part)) for part in self._parts}
+        swapped = {id(part.model): carry(part.model, small[part.path]) for part in self._parts}
+        whole = copy.deepcopy(self._runnable(), {**swapped})
+        return ExtractedParts(whole, small, self.signature).train(self.training)
+
+    def verify(self) -> proof.Report:
+        """The proof of every part on the weights of now, and the whole against its extraction at full size."""
+        rows = tuple(row for part in self._parts for row in _rows(part.path, part.model.verify()))
+        args, kwargs = self.examples
+        with self.using():
+            whole = compare_whole(self.extract(subnet=self.space.full), self, Example(args, kwargs), False)
+        return proof.Report((*rows, whole))
+
+    def record_trained(self, trained: Trained) -> None:
+        self._space = Space(self._plan, self._space.exact, trained, profile=self._space.profile)
+
+    def record_profile(self, profile: Profile) -> None:
+        self._space = Space(self._plan, self._space.exact, self._space.trained, profile=profile)
+
+    def record_order(self, by: str) -> None:
+        for part in self._parts:
+            part.model.record_order(by)
+
+    def save(self, path: Any) -> None:
+        """Write the parts and all other tensors to a folder that `sortify.load(path, module=original)` reads."""
+        contents = composed_checkpoint.Contents(
+            self._parts,
+            self.left,
+            self.signature,
+            self.example_tensors,
+            {name: tensor for name, tensor in self.rest.items() if name in self.state_dict()},
+            self._rest,
+            tuple(self._statistics),
+            self._space.trained,
+            self._source,
+            self._space.profile,
+        )
+        composed_checkpoint.save(path, contents)
+
+
+class ExtractedParts(ExtractedModel):
+    """The original's copy with extracted parts: smaller tensors, the original's code between them."""
+
+    _whole: nn.Module
+
+    def __init__(self, whole: nn.Module, parts: Mapping[str, ExtractedModel], signature: Signature) -> None:
+        nn.Module.__init__(self)
+        self.signature = signature
+        self._parts = dict(parts)
+        _stand_for(self, whole)
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:  # type: ignore[override]
+        """Every parameter, buffer and constant by original name."""
+        rest = _outside(self, list(self._parts))
+        return {**rest, **{f"{p}.{n}": t for p, model in self._parts.items() for n, t in model.tensors.items()}}
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self._whole.training = self.training
+        return self._whole(*args, **kwargs)
+
+
+def _stand_for(module: nn.Module, whole: nn.Module | None) -> None:
+    """Let `module` hold what `whole` holds, by the same names, so that `whole` runs on it."""
+    vars(module)["_whole"] = whole
+    if whole is not None:
+        hold(module, whole)
+
+
+def _outside(module: nn.Module, paths: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Parameters and buffers that no part holds."""
+    inside = tuple(f"{path}." for path in paths)
+    named = [*module.named_parameters(), *module.named_buffers()]
+    return {name: tensor for name, tensor in named if not name.startswith(inside)}
+
+
+def compose(
+    original: nn.Module, parts: Sequence[Part], left: Mapping[str, str], example: Example, source: str | None = None
+) -> ComposedModel:
+    """A copy of the original with its parts in place.
+
+    Raises:
+        CaptureError: the original cannot be copied, or its call cannot be described.
+    """
+    places = {id(original.get_submodule(part.path)): part.model for part in parts}
+    try:
+        for part in parts:
+            carry(original.get_submodule(part.path), part.model)
+        whole = copy.deepcopy(original, {**places})
+        signature = Signature.of(original.forward, example.args, example.kwargs)
+    except InputError:
+        raise
+    except Exception as error:
+        raise CaptureError(f"{type(original).__name__} cannot be copied: {first_line(error)}") from error
+    leaves = [x for x in torch.utils._pytree.tree_leaves((example.args, example.kwargs)) if isinstance(x, torch.Tensor)]
+    everything = sum(p.numel() for p in original.parameters())
+    inside = sum(p.numel() for part in parts for p in original.get_submodule(part.path).parameters())
+    return ComposedModel(whole, parts, left, signature, leaves, everything - inside, source)
+
+
+def carry(old: nn.Module, new: Any) -> Any:
+    """Give a replacement the attributes and methods that the code around may ask the old module for.
+
+    Methods are those of a copy without weights: one that computes with them fails, it is never silently wrong.
+    """
+    if isinstance(old, SortedModel):
+        found = {name: vars(old)[name] for name in vars(old).get(CARRIED, ())}
+    else:
+        tensors = [*old.parameters(), *old.buffers()]
+        bare = copy.deepcopy(old, {id(t): t.detach().to("meta") for t in tensors})
+        names = [name for name in dir(bare) if not name.startswith("_") and not hasattr(type(new), name)]
+        found = {name: getattr(bare, name, None) for name in names}
+    fresh = {
+        name: value
+        for name, value in found.items()
+        if name not in vars(new) and name not in new._modules and not isinstance(value, torch.Tensor)
+    }
+    vars(new).update({**fresh, CARRIED: (*vars(new).get(CARRIED, ()), *fresh)})
+    return new
+
+
+def compare_whole(
+    expected: nn.Module, model: ComposedModel, example: Example, training: bool, left_out: LeftOut = NOTHING
+) -> proof.Check:
+    """One row of a proof: the composed model against another module without what is left out, on the example call."""
+    name = f"whole ({'train' if training else 'eval'})"
+    note = "full model in parts = original" if not isinstance(expected, ExtractedModel) else "full model = extraction"
+    with left_out.of(expected):
+        theirs = run_untouched(expected, example.args, example.kwargs, training)
+    try:
+        ours = run_untouched(model, example.args, example.kwargs, training)
+    except Exception as error:  # whatever the code around asks of a part that the part does not have
+        return proof.Check(name, float("inf"), proof.SINGLE, f"{type(error).__name__}: {first_line(error)}")
+    return proof.Check(name, difference(theirs, ours), proof.SINGLE, note)
+
+
+def _rows(path: str, report: proof.Report) -> list[proof.Check]:
+    return [proof.Check(f"{path}: {row.name}", row.error, row.tolerance, row.note) for row in report.rows]
+
+
+def merged_report(parts: Sequence[Part], whole: Sequence[proof.Check]) -> proof.Report:
+    """The proofs of the parts, made when they were converted, and the checks of the whole."""
+    rows = [row for part in parts if part.model.report for row in _rows(part.path, part.model.report)]
+    seconds: dict[str, float] = {}
+    for part in parts:
+        for stage, time in (part.model.report.seconds if part.model.report else {}).items():
+            seconds[stage] = seconds.get(stage, 0.0) + time
+    return proof.Report((*rows, *whole), seconds, merged_left_out({part.path: part.model for part in parts}))
+
+
+def merged_left_out(parts: Mapping[str, SortedModel]) -> LeftOut:
+    """What the parts leave out in training, as of the whole."""
+    found = [(path, model.report.left_out) for path, model in parts.items() if model.report]
+    return LeftOut(
+        any(own.skips for _, own in found),
+        tuple(f"{path}.{name}".rstrip(".") for path, own in found for name in own.held_back),
+    )
+
+
+def _call(model: ComposedModel, batch: Any) -> Any:
+    """Run on a batch that may come with a target."""
+    try:
+        args, kwargs = model.signature.call(calibration.bind_batch(model, batch))
+    except InputError:  # lists of other lengths: the original's own code takes them
+        pair = isinstance(batch, (tuple, list)) and len(batch) == 2
+        args, kwargs = ((batch[0] if pair else batch),), {}
+    return model(*args, **kwargs)
+
+
+def load(path: str | Path, module: nn.Module | None = None, *, runnable: bool = True) -> SortedModel:
+    """Read a model that `SortedModel.save` wrote. Runs no code from the folder and traces nothing.
+
+    Args:
+        path: the folder.
+        module: the original module, for a model in parts: its code runs between them. Its weights are not used.
+        runnable: False reads a model in parts without the original, to look at.
+
+    Raises:
+        CheckpointError: the folder is missing, damaged, or of a newer version, or the original is missing or another.
+    """
+    if not composed_checkpoint.is_in_parts(path):
+        return load_whole(path)
+    if module is None and runnable:
+        raise CheckpointError(
+            f"{path}: this model was converted in parts, and the original's code runs between them: "
+            f"give the original, load(path, module=original)"
+        )
+    found = composed_checkpoint.read(path)
+    whole = None if module is None else _filled(path, module, found)
+    model = ComposedModel(
+        whole, found.parts, found.left, found.signature, found.examples, found.rest_parameters, found.source
+    )
+    if found.trained is not None:
+        model.record_trained(found.trained)
+    if found.profile is not None:
+        model.record_profile(found.profile)
+    model._statistics = {subnet: model._measured(subnet) for subnet in found.statistics}
+    model.record_scores(read_scores(path))
+    return model.eval()
+
+
+def _filled(path: str | Path, module: nn.Module, found: composed_checkpoint.Contents) -> nn.Module:
+    """A copy of the original with the saved parts and tensors in place."""
+    module, _ = unwrap(module)
+    try:
+        places = {}
+        for part in found.parts:
+            old = module.get_submodule(part.path)
+            theirs = {name: tuple(t.shape) for name, t in old.state_dict().items()}
+            ours = {name: tuple(t.shape) for name, t in part.model.state_dict().items()}
+            if ours != theirs:
+                raise CheckpointError(f"{path}: {part.path} of the given module has other tensors than the saved one")
+            places[id(old)] = carry(old, part.model)
+        whole = copy.deepcopy(module, {**places})
+        own = dict([*whole.named_parameters(), *whole.named_buffers()])
+        with torch.no_grad():
+            for name, tensor in found.rest.items():
+                own[name].copy_(tensor)
+    except (AttributeError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: the given module is not the one that was converted ({error})") from error
+    return whole

@@ -1,0 +1,496 @@
+"""The sorted model: one set of weights, every nested sub-network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sortify.costs.cost import Cost, Costs
+from sortify.depth import Chain
+from sortify.errors import BudgetError
+from sortify.models import calibration, checkpoint, profiling
+from sortify.models.scores import Chosen, Scores, fingerprint, read_scores
+from sortify.network import exits, extract
+from sortify.network.blueprint import Blueprint
+from sortify.network.network import GraphModule, Runner
+from sortify.ordering import importance
+from sortify.ordering import order as ordering
+from sortify.plan import Axis, Frozen, Plan
+from sortify.proof import proof
+from sortify.rewriting.rewrite import Bypass, readable
+from sortify.space.budget import Budget
+from sortify.space.profile import MeasuredCost, Profile
+from sortify.space.space import Space, Subnet, Trained
+
+
+class SortedModel(GraphModule):
+    """A model whose sub-networks share its weights. Made by `sortify.sortify`, read back by `sortify.load`.
+
+    It is called like the original module and is an ordinary `nn.Module`: parameters, optimisers, `.to(...)`,
+    `state_dict()` (original names) all work. At first the full network is active.
+
+    Attributes:
+        blueprint: everything about it but the tensors.
+        examples: the example input tensors, in captured order.
+        report: the proof made at conversion, of the original weights; None when read from a file.
+    """
+
+    _scores: Scores | None = None
+    _stand_ins: tuple[Any, Mapping[str, torch.Tensor]] | None = None
+    _together: exits.Together | None = None
+    _known_weights: tuple[tuple[Any, ...], str] | None = None
+
+    def __init__(
+        self,
+        blueprint: Blueprint,
+        tensors: Mapping[str, torch.Tensor],
+        examples: Sequence[torch.Tensor],
+        report: proof.Report | None = None,
+    ) -> None:
+        super().__init__(tensors, blueprint.infos, blueprint.aliases, blueprint.signature)
+        self.blueprint = blueprint
+        self.report = report
+        self.example_tensors = tuple(t.detach().clone() for t in examples)
+        self._active = blueprint.space.full
+        self._statistics: dict[Subnet, dict[str, torch.Tensor]] = {}
+
+    # -- running
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The active sub-network's output, in the structure of the original output.
+
+        In training mode recalibrated statistics are forgotten: weights change from here on.
+        """
+        if self.training:
+            self._statistics.clear()
+        inputs = self._bind(args, kwargs)
+        if self._together is None:
+            return self._run(self._active, inputs)
+        return self._together.take(self._active, inputs, lambda subnets: self._run_many(subnets, inputs))
+
+    def _runner(self) -> Runner:
+        return self.blueprint.sorted_runners["train" if self.training else "eval"]
+
+    def _run(self, subnet: Subnet, inputs: Sequence[torch.Tensor]) -> Any:
+        return self._runner()((subnet.values,), self._tensors_of(subnet), inputs)
+
+    def _tensors_of(self, subnet: Subnet) -> Mapping[str, torch.Tensor]:
+        own = {} if self.training else self._statistics.get(subnet, {})
+        if self._stand_ins and self._stand_ins[0] == subnet.sizes:
+            own = {**own, **self._stand_ins[1]}
+        return calibration.Overlay(self.tensors, own) if own else self.tensors
+
+    def _run_many(self, subnets: Sequence[Subnet], inputs: Sequence[torch.Tensor]) -> list[Any]:
+        """The outputs of several sub-networks, one by one where they cannot share."""
+        own = {} if self.training else self._statistics
+        if len(subnets) == 1 or own.keys() & set(subnets) or not exits.can_share(self._runner()):
+            return [self._run(subnet, inputs) for subnet in subnets]
+        values, axes = [subnet.values for subnet in subnets], len(self.plan.axes)
+        return exits.run_many(self._runner(), values, axes, self._tensors_of(subnets[0]), inputs)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
+        """Let every bypassable block compute its activations again in the backward pass: less memory, more time.
+
+        Batch-norms of the full network then see each batch twice; those of smaller ones keep no statistics while they
+        train. The name is that of transformers.
+
+        Args:
+            gradient_checkpointing_kwargs: not needed; `transformers.Trainer` gives some.
+        """
+        self._recompute(True)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep activations, as at first."""
+        self._recompute(False)
+
+    def _recompute(self, wanted: bool) -> None:
+        for _, part in self.captured_parts():
+            for block in part.blueprint.sorted_runners["train"].module.modules():
+                if isinstance(block, Bypass):
+                    block.recomputes = wanted
+
+    @contextmanager
+    def standing_in(self, tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        """Run sub-networks of the widths that are active now on other tensors, for the length of a `with` block.
+
+        Args:
+            tensors: what stands in, of the sizes of the sub-network, by the names of those that it stands in for.
+        """
+        before, self._stand_ins = self._stand_ins, (self._active.sizes, tensors)
+        try:
+            yield
+        finally:
+            self._stand_ins = before
+
+    @contextmanager
+    def together(self, subnets: Sequence[Subnet]) -> Iterator[None]:
+        """Let one forward pass serve several sub-networks of equal widths, for the length of a `with` block.
+
+        When the first of them is called, the outputs of all are computed, and what they have in common only once: of
+        sub-networks that differ in depth all blocks but those that are left out, and the head for each. The others,
+        activated and called on the very same tensors, get theirs.
+
+        Args:
+            subnets: which; what random numbers are drawn for is shared too (one dropout mask for all).
+        """
+        alike = len({subnet.sizes for subnet in subnets}) == 1
+        before, self._together = self._together, exits.Together(subnets) if alike and len(subnets) > 1 else None
+        try:
+            yield
+        finally:
+            self._together = before
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        """Moves to a device or dtype take recalibrated statistics along."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for own in self._statistics.values():
+            own.update({name: fn(tensor) for name, tensor in own.items()})
+        return self
+
+    @property
+    def active(self) -> Subnet:
+        """The sub-network that runs."""
+        return self._active
+
+    def activate(
+        self, subnet: Subnet | None = None, *, budget: Budget | None = None, metric: str = "flops", **fractions: float
+    ) -> Subnet:
+        """Make a sub-network the active one.
+
+        `activate(subnet)`, `activate(width=0.5, depth=0.75)` or `activate(budget="50%")`. Without arguments the full
+        network becomes active. No weight is copied.
+        """
+        if budget is not None:
+            if subnet is not None or fractions:
+                raise BudgetError("activate: give a budget, a sub-network or fractions, one of them")
+            subnet = self.choose(budget, metric).subnet
+        chosen = self._chosen(subnet, fractions)
+        self._active = chosen
+        return chosen
+
+    def choose(self, budget: Budget, metric: str = "flops", **sizes: int) -> Chosen:
+        """The sub-network for a budget.
+
+        After an evaluation of these very weights it is the most accurate measured one within the budget; else, or where
+        none of the measured ones fits, the largest of those that were trained (before training, of the default levels).
+
+        Args:
+            budget: a share of the full cost (0.5, "50%"), a cost ("300 MFLOPs", "2.5M params"), or several.
+            metric: what a budget without a unit is about.
+            sizes: open sizes to cost at, such as `batch=1`; else those of the example inputs. Time and memory are known
+                at the sizes of the profile.
+
+        Raises:
+            BudgetError: nothing fits (the message names the smallest reachable), or the budget cannot be read.
+        """
+        scores = self._scores if self._scores is not None and self._scores.weights == self._fingerprint() else None
+        subnet = self.space.at(budget, metric, scores=scores.rows if scores else None, **sizes)
+        if scores is not None and subnet in scores.rows:
+            score = scores.rows[subnet]
+            count = len(scores.rows)
+            return Chosen(subnet, f"the best within the budget of {count} measured ({scores.metric} {score:.4g})")
+        what = "trained" if self.space.trained is not None else "default"
+        return Chosen(subnet, f"the largest within the budget of the {what} ones")
+
+    def _fingerprint(self) -> str:
+        """The digest of the weights; worked out anew when one of them has changed."""
+        versions = tuple((id(p), p._version, p.device, p.dtype) for p in self.parameters())
+        if self._known_weights is None or self._known_weights[0] != versions:
+            self._known_weights = versions, fingerprint(self)
+        return self._known_weights[1]
+
+    def _chosen(self, subnet: Subnet | None, fractions: Mapping[str, float]) -> Subnet:
+        if subnet is not None and fractions:
+            raise BudgetError("give a sub-network or fractions, not both")
+        chosen = self.space.subnet(**fractions) if subnet is None else subnet
+        if chosen not in self.space:
+            raise BudgetError(f"sub-network {chosen} does not belong to this model; take one from model.space")
+        return chosen
+
+    @contextmanager
+    def using(self, subnet: Subnet | None = None, **wanted: Any) -> Iterator[SortedModel]:
+        """Activate a sub-network, see `activate`, for the length of a `with` block."""
+        before = self._active
+        self.activate(subnet, **wanted)
+        try:
+            yield self
+        finally:
+            self._active = before
+
+    # -- what is known
+
+    @property
+    def plan(self) -> Plan:
+        return self.blueprint.plan
+
+    @property
+    def axes(self) -> Mapping[str, Axis]:
+        """Every elastic axis by name."""
+        return MappingProxyType({axis.name: axis for axis in self.plan.axes})
+
+    @property
+    def chains(self) -> Mapping[str, Chain]:
+        """Every chain of bypassable blocks by name."""
+        return MappingProxyType({chain.name: chain for chain in self.plan.chains})
+
+    @property
+    def frozen(self) -> tuple[Frozen, ...]:
+        """What is not elastic, and why."""
+        return self.plan.frozen
+
+    @property
+    def space(self) -> Space:
+        """The sub-networks of this model."""
+        return self.blueprint.space
+
+    @property
+    def source(self) -> str | None:
+        """What the model was converted from."""
+        return self.blueprint.source
+
+    @property
+    def examples(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The example call: positional and named arguments."""
+        return self.signature.call(self.example_tensors)
+
+    @property
+    def open_sizes(self) -> dict[str, int]:
+        """The sizes that a call decides (`batch`, `sequence`, `x_2` ...), as they are at the example inputs."""
+        return self.space.open_sizes
+
+    def cost(self, subnet: Subnet | None = None, **sizes: int) -> Cost:
+        """The exact cost of one call of a sub-network (the active one by default).
+
+        Args:
+            subnet: which sub-network.
+            sizes: open sizes, such as `batch=8, sequence=512`; those that are not named are the example inputs'.
+
+        Raises:
+            InputError: the model has no such open size, or its cost is no known function of it.
+        """
+        return self.space.cost(self._active if subnet is None else subnet, **sizes)
+
+    def costs(self, subnets: Sequence[Subnet] | NDArray[np.int64], **sizes: int) -> Costs:
+        """The exact costs of many sub-networks at once, as arrays; see `Space.costs`."""
+        return self.space.costs(subnets, **sizes)
+
+    def shares(self, metric: str = "flops") -> dict[str, float]:
+        """For every axis the share of the full network's cost that its size multiplies; for '' that of all together.
+
+        Args:
+            metric: flops, params or activation_bytes.
+        """
+        return self.blueprint.costs.shares(metric)
+
+    def share(self, axes: Collection[str], metric: str = "flops") -> float:
+        """The share of the full network's cost that the size of any of these axes multiplies."""
+        return self.blueprint.costs.share(axes, metric)
+
+    def print_graph(self, mode: str = "eval") -> str:
+        """The rewritten graph as code: slice nodes, computed sizes, blocks."""
+        return readable(self.blueprint.sorted_runners[mode].module)
+
+    # -- what it costs on a machine
+
+    def profile(
+        self,
+        device: str | torch.device | None = None,
+        subnets: int | Sequence[Subnet] = profiling.COUNT,
+        seconds: float = profiling.SECONDS,
+        progress: profiling.Progress | None = None,
+        **sizes: int,
+    ) -> Profile:
+        """Measure latency and peak memory of a sample of sub-networks, and predict all others' from then on.
+
+        Budgets of time and memory (`5 ms`, `40 MB`) use it, and `save` keeps it. Each sub-network is measured as it is
+        extracted, in evaluation mode and without gradients; all take turns, and the median over the rounds counts.
+
+        Args:
+            device: where to measure; else where the weights are.
+            subnets: how many, of which the smallest and the full one, each group alone, a nested chain and random ones;
+                or which.
+            seconds: time to measure for; at least one round is made, however long that takes.
+            progress: called with (rounds done, rounds that there is time for).
+            sizes: open sizes of the calls, such as `batch=1, sequence=512`; else those of the example inputs.
+
+        Raises:
+            ProfileError: the device, the sub-networks or the sizes cannot be used.
+            InputError: the model has no such open size.
+        """
+        found = profiling.profile(self, device, subnets, seconds, progress, sizes=sizes)
+        self.record_profile(found)
+        return found
+
+    @property
+    def profiled(self) -> Profile | None:
+        """The profile that was made last, if any."""
+        return self.space.profile
+
+    def record_profile(self, profile: Profile) -> None:
+        """Note what was measured: budgets of time and memory go by it from now on."""
+        self.blueprint = self.blueprint.with_profile(profile)
+
+    def measured_cost(self, subnet: Subnet | None = None) -> MeasuredCost:
+        """Latency and peak memory of a sub-network (the active one by default), as the profile predicts them.
+
+        Raises:
+            BudgetError: there is no profile.
+        """
+        return self.space.measured_cost(self._active if subnet is None else subnet)
+
+    # -- statistics
+
+    @property
+    def has_batch_statistics(self) -> bool:
+        """Whether the model keeps running statistics, which belong to one sub-network."""
+        return bool(calibration.statistics_of(self.blueprint))
+
+    def recalibrate(self, loader: Iterable[Any], batches: int = 20) -> None:
+        """Measure the batch-norm statistics of the active sub-network; kept until training goes on.
+
+        Args:
+            loader: batches of model inputs (a tensor, a tuple of positional or a dict of keyword inputs), or
+                pairs of (inputs, target), of which the target is left out.
+            batches: how many to use; their statistics are averaged (US-Nets, arXiv 1903.05134, section 3.3).
+        """
+        if self.has_batch_statistics:
+            self._statistics[self._active] = calibration.measure(self, loader, batches)
+
+    def forget_statistics(self) -> None:
+        """Drop all recalibrated statistics: the weights that they were measured with are gone."""
+        self._statistics.clear()
+
+    # -- order
+
+    def order(
+        self,
+        by: str = "magnitude",
+        data: Iterable[Any] | None = None,
+        batches: int = 20,
+        *,
+        loss: importance.Loss | None = None,
+        progress: importance.Progress | None = None,
+        blocks: bool = False,
+    ) -> ordering.Ordered:
+        """Sort the units of every axis by importance, in place: small sub-networks keep the most important ones.
+
+        The full network's function stays what it is, which is checked on the example inputs. Parameters, buffers and
+        gradients are permuted; the states of an optimiser are not: make it afterwards. Recalibrated statistics
+        are forgotten.
+
+        Args:
+            by: `magnitude` (no data), `activation` or `taylor`; see `sortify/importance.py`.
+            data: batches as for `recalibrate`; taylor needs (inputs, target) or a mapping with labels.
+            batches: how many to use.
+            loss: for taylor, a function of (outputs, target); else `output.loss` or the cross-entropy of logits.
+            progress: called with (batches done, batches).
+            blocks: rank the blocks of every chain as well: smaller depths give up the least important ones, and the
+                others run in their own order.
+
+        Raises:
+            DataError: unknown measure, or data is missing or does not fit.
+            ProofError: outputs would change; the weights are then as they were.
+        """
+        return ordering.order(self, by, data, batches, loss, progress, blocks)
+
+    @property
+    def ordered(self) -> str | None:
+        """The measure by which the units were sorted last, if they were."""
+        return self.blueprint.ordered
+
+    @property
+    def blocks_ranked(self) -> bool:
+        """Whether chains keep their most important blocks, not the first that run."""
+        return self.blueprint.blocks_ranked
+
+    def record_order(self, by: str) -> None:
+        """Note the measure by which the units were sorted."""
+        self.blueprint = replace(self.blueprint, ordered=by)
+
+    def record_block_order(self, blueprint: Blueprint) -> None:
+        """Take chains in another order, with their costs."""
+        self.blueprint = replace(blueprint, blocks_ranked=True)
+        self._known_weights = None
+
+    def captured_parts(self) -> list[tuple[str, SortedModel]]:
+        """The captured models that this one is made of, with what stands before their names: itself."""
+        return [("", self)]
+
+    def captured_inputs(self, batch: Any) -> list[tuple[str, list[torch.Tensor]]]:
+        """What each captured model is called with on a batch."""
+        return [("", calibration.bind_batch(self, batch))]
+
+    # -- what comes out
+
+    def extract(
+        self,
+        budget: Budget | Subnet | None = None,
+        metric: str = "flops",
+        subnet: Subnet | None = None,
+        **fractions: float,
+    ) -> extract.ExtractedModel:
+        """A sub-network as a module of its own.
+
+        `extract(0.5)`, `extract(budget="2.5M params")` as `choose` gives it, `extract(subnet)`, or
+        `extract(width=0.5, depth=0.75)`.
+
+        Raises:
+            BudgetError: nothing fits the budget, or not exactly one of budget, subnet and fractions is given.
+        """
+        chosen = self._to_extract(budget, metric, subnet, fractions)
+        small = extract.extract(self.blueprint, self.tensors, chosen, self._statistics.get(chosen))
+        return small.train(self.training)
+
+    def record_scores(self, scores: Scores | None) -> None:
+        """Note what an evaluation found: budgets choose by it as long as the weights stay as they are."""
+        self._scores = scores
+
+    def _to_extract(
+        self, budget: Budget | Subnet | None, metric: str, subnet: Subnet | None, fractions: Mapping[str, float]
+    ) -> Subnet:
+        """The sub-network that `extract` is asked for."""
+        if sum((budget is not None, subnet is not None, bool(fractions))) != 1:
+            raise BudgetError("extract: give a budget, such as 0.5, a sub-network, or fractions, one of them")
+        if isinstance(budget, Subnet):
+            subnet = budget
+        elif budget is not None:
+            subnet = self.choose(budget, metric).subnet
+        return self._chosen(subnet, fractions)
+
+    def verify(self) -> proof.Report:
+        """Run the proof of the conversion again on the weights of now."""
+        return proof.prove(self.blueprint, self.tensors, self.example_tensors)
+
+    def record_trained(self, trained: Trained) -> None:
+        """Note which groups and levels were trained: budgets choose among them from now on."""
+        self.blueprint = self.blueprint.with_trained(trained)
+
+    def save(self, path: str | Path) -> None:
+        """Write the model to a folder that `sortify.load` reads: safetensors, JSON, graphs; no pickle."""
+        checkpoint.save(path, self.blueprint, self.tensors, self.example_tensors, self._statistics)
+
+    @property
+    def statistics(self) -> Mapping[Subnet, Mapping[str, torch.Tensor]]:
+        """Recalibrated batch-norm statistics by sub-network."""
+        return MappingProxyType(self._statistics)
+
+
+def load(path: str | Path) -> SortedModel:
+    """Read a model that `SortedModel.save` wrote. Runs no code from the folder and traces nothing.
+
+    Raises:
+        CheckpointError: the folder is missing, damaged, or of a newer version.
+    """
+    found = checkpoint.read(path)
+    model = SortedModel(found.blueprint, found.tensors, found.examples)
+    model.record_scores(read_scores(path))
+    model._statistics.update(found.statistics)
+    return model.eval()

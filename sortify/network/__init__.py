@@ -1,0 +1,1 @@
+"""Modules made of graphs, and sub-networks that stand on their own."""

@@ -1,0 +1,1 @@
+"""Which units and blocks the small sub-networks keep."""

@@ -1,0 +1,1 @@
+"""Checks by running: rewritten = original, permutations, slice = extraction, open sizes."""

@@ -1,0 +1,1 @@
+"""A sorted model and its runs in tables, pictures and one page."""

@@ -1,0 +1,150 @@
+"""The history of a training as curves: few enough points to draw, whatever the number of steps."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from sortify.training.state import StateFolder
+
+POINTS = 150
+"""Points of a curve."""
+LEVEL_POINTS = 30
+"""Points of each of several curves in one picture."""
+WINDOW = 40
+"""A smoothed curve looks over one in so many of the steps to either side."""
+
+Series = Sequence[tuple[int, float]]
+"""Pairs of a step and a value, in the order of the steps."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step: its mean loss, learning rate, and the drawn sub-networks, in words, with their losses."""
+
+    step: int
+    loss: float
+    rate: float
+    draws: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class History:
+    """What a training wrote down.
+
+    Attributes:
+        steps: in order; those whose loss is not finite are left out.
+        config: the settings of a training that came to its end.
+        unfinished: whether it was interrupted and can be resumed.
+    """
+
+    steps: tuple[Step, ...] = ()
+    config: Mapping[str, Any] | None = None
+    unfinished: bool = False
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Steps `first` to `last` in one point: the least, mean and largest value, and the smoothed one at its end."""
+
+    first: int
+    last: int
+    low: float
+    mean: float
+    high: float
+    smooth: float
+
+
+def read_history(directory: str | Path) -> History:
+    """Read DIR/training/; what is damaged is left out."""
+    folder = StateFolder(Path(directory))
+    try:
+        lines = folder.history()
+    except (OSError, ValueError):
+        lines = []
+    steps = [step for step in map(_step, lines) if step is not None]
+    config = (folder.finished or {}).get("config")
+    return History(tuple(steps), config if isinstance(config, Mapping) else None, folder.unfinished)
+
+
+def _step(line: Any) -> Step | None:
+    try:
+        draws = tuple((str(name), float(loss)) for name, loss in line.get("draws", ()))
+        found = Step(int(line["step"]), float(line["loss"]), float(line.get("lr", math.nan)), draws)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
+    return found if math.isfinite(found.loss) else None
+
+
+def buckets(series: Series, points: int = POINTS) -> list[Bucket]:
+    """Gather a series into at most so many points of equally many values."""
+    size = max(1, -(-len(series) // points))
+    smooth = smoothed([value for _, value in series])
+    found = []
+    for start in range(0, len(series), size):
+        part = series[start : start + size]
+        values = [value for _, value in part]
+        mean = math.fsum(values) / len(values)
+        end = smooth[start + len(part) - 1]
+        found.append(Bucket(part[0][0], part[-1][0], min(values), mean, max(values), end))
+    return found
+
+
+def smoothed(values: Sequence[float]) -> list[float]:
+    """A mean of each value and those around it, the farther the less; it does not lag behind."""
+    after = _trailing(values[::-1])[::-1]
+    return [(one + other) / 2 for one, other in zip(_trailing(values), after, strict=True)]
+
+
+def _trailing(values: Sequence[float]) -> list[float]:
+    """A mean of each value and those before it, the earlier the less."""
+    keep = 1 - 1 / max(1.0, len(values) / WINDOW)
+    total = weight = 0.0
+    found = []
+    for value in values:
+        total, weight = keep * total + value, keep * weight + 1
+        found.append(total / weight)
+    return found
+
+
+def by_subnet(history: History) -> dict[str, list[tuple[int, float]]]:
+    """The losses of every sub-network, in the order in which they were drawn first."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for step in history.steps:
+        for name, loss in step.draws:
+            if math.isfinite(loss):
+                found.setdefault(name, []).append((step.step, loss))
+    return found
+
+
+def by_level(history: History) -> dict[str, dict[float, list[tuple[int, float]]]]:
+    """The losses at each level of every group, whatever the other groups were: group -> level -> losses.
+
+    Groups that were drawn at one level only are left out, and sub-networks whose words are not `group=level`.
+    """
+    found: dict[str, dict[float, list[tuple[int, float]]]] = {}
+    for step in history.steps:
+        for name, loss in step.draws:
+            for group, level in levels_of(name).items():
+                if math.isfinite(loss):
+                    found.setdefault(group, {}).setdefault(level, []).append((step.step, loss))
+    return {group: dict(sorted(levels.items())) for group, levels in found.items() if len(levels) > 1}
+
+
+@lru_cache(maxsize=4096)
+def levels_of(name: str) -> Mapping[str, float]:
+    """`width=0.5 depth=1` as numbers; nothing where something else stands in it."""
+    words = [re.fullmatch(r"([^\s=]+)=(\d+(?:\.\d+)?(?:e-?\d+)?)", word) for word in name.split()]
+    return {word[1]: float(word[2]) for word in words if word} if all(words) else {}
+
+
+def spread(levels: Sequence[float], most: int) -> list[float]:
+    """At most so many of some levels, the ends among them, evenly between."""
+    if len(levels) <= most:
+        return list(levels)
+    return [levels[round(i * (len(levels) - 1) / (most - 1))] for i in range(most)]

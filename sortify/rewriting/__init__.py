@@ -1,0 +1,1 @@
+"""The slice node, and the graph in which every elastic dimension is one."""

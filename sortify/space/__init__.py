@@ -1,0 +1,1 @@
+"""Sub-networks, what there is to choose from, and the one for a budget."""

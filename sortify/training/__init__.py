@@ -1,0 +1,1 @@
+"""All nested sub-networks at once (SortedNet, arXiv 2309.00255)."""
