@@ -60,7 +60,9 @@ from sortify.sources.inputs import example_inputs_for
 from sortify.sources.source import Source, load_source
 from sortify.space.profile import MeasuredCost, Profile
 from sortify.space.space import Space, Subnet, Trained
-from sortify.tasks.registry import OwnTask, Vocabulary, task_for
+from sortify.tasks.inputs import Vocabulary
+from sortify.tasks.own import OwnTask
+from sortify.tasks.registry import task_for
 from sortify.training.config import TrainConfig
 from sortify.training.objectives import OBJECTIVES, make_objective, register_objective
 from sortify.training.samplers import SAMPLERS, make_sampler, register_sampler

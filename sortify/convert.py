@@ -67,7 +67,7 @@ def sortify(
         source: where the model comes from, noted for people.
 
     A model that cannot be captured whole is sorted in parts: the largest sub-modules that can be captured, with the
-    original's code between them (`sortify.composed.ComposedModel`).
+    original's code between them (`sortify.models.composed.ComposedModel`).
 
     Returns:
         The sorted model, full network active, in the mode (train or eval) of `module`.

@@ -23,7 +23,7 @@ from sortify.errors import DataError
 from sortify.files import replacing
 from sortify.models.scores import FILE_NAME, Scores, fingerprint
 from sortify.space.space import Subnet
-from sortify.tasks.registry import Task, Totals, mean_metrics
+from sortify.tasks.base import Task, Totals, mean_metrics
 from sortify.training.parts import moved, recalibration_inputs
 
 if TYPE_CHECKING:
@@ -247,7 +247,7 @@ def evaluate(
     Args:
         model: a sorted model, on the device where it shall run.
         data: test batches to measure on, training batches to recalibrate with.
-        task: see `sortify.tasks.task_for`.
+        task: see `sortify.task_for`.
         grid: the sub-networks; the trained ones (`model.space.landmarks()`) if not given.
         recalibrate_batches: training batches for batch-norm statistics.
         directory: where `evaluation.json` and `evaluation.csv` go, after each row; rows of the same weights and data

@@ -8,8 +8,8 @@ fixed; for the atoms that it leaves open,
 - slicing: atoms cut to a prefix, and the size arguments that the rule noted replaced, give a result of the predicted
   shape, and where the op works position by position, the sliced numbers.
 
-The evaluator of expressions below is this file's own (plain numpy indexing), so that a fault of `sortify.dims` or of
-the rewriting cannot hide one of a rule.
+The evaluator of expressions below is this file's own (plain numpy indexing), so that a fault of
+`sortify.graph.dims` or of the rewriting cannot hide one of a rule.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from typer.testing import Result
 
 import sortify
 from sortify.proof import proof
+from sortify.training.train import _Run
 
 MEMBERS = 4
 """Two widths times two depths."""
@@ -324,7 +325,7 @@ def test_a_training_that_was_interrupted_goes_on(trained: Path, monkeypatch: pyt
 @contextlib.contextmanager
 def stopped_after(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Ctrl-C comes when this many steps are saved."""
-    keep = sortify.train._Run._keep  # type: ignore[attr-defined]
+    keep = _Run._keep
 
     def keep_and_stop(run: Any, *arguments: Any) -> None:
         keep(run, *arguments)
@@ -332,7 +333,7 @@ def stopped_after(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("sortify.training.train._Run._keep", keep_and_stop)
+        patch.setattr(_Run, "_keep", keep_and_stop)
         yield
 
 

@@ -22,7 +22,7 @@ from sortify.data.samples import Look, Wanted, fitted, shifted, statistics
 from sortify.data.saved import Reading, read_dataset
 from sortify.data.texts import Bytes, read_text
 from sortify.errors import DataError
-from sortify.tasks.registry import IGNORED
+from sortify.tasks.base import IGNORED
 
 RNG = numpy.random.default_rng(0)
 PICTURES = RNG.integers(0, 256, (20, 6, 5, 3), dtype=numpy.uint8)
@@ -382,7 +382,7 @@ def test_a_tokenizer_folder_is_used(tmp_path: Path) -> None:
 def test_a_function_returns_loaders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_test_data.py").write_text(
         "import torch\n"
-        "from sortify.data import Data\n"
+        "from sortify import Data\n"
         "x = [(torch.zeros(2, 3), torch.tensor([0, 1]))]\n"
         "def loaders(batch_size):\n    return x * batch_size, x\n"
         "def whole():\n    return Data(x, x, 'classification', 2, 'mine')\n"

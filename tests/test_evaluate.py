@@ -33,7 +33,8 @@ from sortify.evaluate import (
 )
 from sortify.reporting.picture import draw, heat_map, make_figure
 from sortify.space.space import Subnet
-from sortify.tasks.registry import Classification, task_for
+from sortify.tasks.classes import Classification
+from sortify.tasks.registry import task_for
 from sortify.training.config import TrainConfig
 from sortify.training.train import Trainer
 

@@ -379,7 +379,7 @@ def test_any_change_gives_a_valid_graph_or_a_checkpoint_error(data: st.DataObjec
 def test_operators_of_known_packages_are_found_by_a_process_that_has_not_imported_them(name: str) -> None:
     package = name.partition(".")[0]
     code = (
-        "import sys, sortify.graphs as graphs\n"
+        "import sys, sortify.graph.graphs as graphs\n"
         f"assert {package!r} not in sys.modules\n"
         f"print(graphs.find_target({name!r}))"
     )

@@ -24,7 +24,7 @@ from sortify.evaluate import Evaluation, Row, evaluate, quantity, write_evaluati
 from sortify.reporting import page
 from sortify.reporting.describe import frozen_reasons
 from sortify.space.space import Subnet
-from sortify.tasks.registry import Classification
+from sortify.tasks.classes import Classification
 from sortify.training.config import TrainConfig
 from sortify.training.train import Trainer
 

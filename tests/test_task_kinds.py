@@ -23,24 +23,14 @@ from transformers import (
 
 from sortify.data.load import Data
 from sortify.errors import DataError, TrainingError
-from sortify.tasks.base import aligned
-from sortify.tasks.masked import chances
-from sortify.tasks.registry import (
-    IGNORED,
-    CallShape,
-    Classification,
-    MaskedLanguageModelling,
-    MultiLabel,
-    OwnTask,
-    Regression,
-    Segmentation,
-    Task,
-    Vocabulary,
-    logits_of,
-    mean_metrics,
-    task_for,
-)
-from sortify.tasks.segmentation import AUXILIARY, resized
+from sortify.tasks.base import IGNORED, Task, aligned, mean_metrics
+from sortify.tasks.classes import Classification, MultiLabel
+from sortify.tasks.inputs import CallShape, Vocabulary, logits_of
+from sortify.tasks.masked import MaskedLanguageModelling, chances
+from sortify.tasks.own import OwnTask
+from sortify.tasks.registry import task_for
+from sortify.tasks.regression import Regression
+from sortify.tasks.segmentation import AUXILIARY, Segmentation, resized
 
 
 def chance(*size: int, seed: int = 0) -> Tensor:

@@ -19,7 +19,7 @@ from training_models import LENGTH, make_model
 
 from sortify import Data, SortedModel, TrainConfig, Trainer, TrainingError, evaluate, load, load_data, sortify, task_for
 from sortify.data.batches import Share, Stream
-from sortify.tasks.registry import MaskedLanguageModelling
+from sortify.tasks.masked import MaskedLanguageModelling
 from sortify.training.update import SortedUpdate
 
 RNG = numpy.random.default_rng

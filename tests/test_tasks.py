@@ -14,19 +14,10 @@ from training_models import make_model
 
 from sortify.data.load import Data
 from sortify.errors import DataError, TrainingError
-from sortify.tasks.registry import (
-    IGNORED,
-    TASKS,
-    CallShape,
-    Classification,
-    LanguageModelling,
-    TokenClassification,
-    Totals,
-    logits_of,
-    mean_metrics,
-    split_batch,
-    task_for,
-)
+from sortify.tasks.base import IGNORED, Totals, mean_metrics
+from sortify.tasks.classes import Classification, LanguageModelling, TokenClassification
+from sortify.tasks.inputs import CallShape, logits_of, split_batch
+from sortify.tasks.registry import TASKS, task_for
 
 TOKENS = torch.arange(12).view(2, 6)
 LOGITS = torch.randn(2, 6, 20, generator=torch.Generator().manual_seed(0))

@@ -24,7 +24,7 @@ from sortify import load
 from sortify.data.load import Data, load_data
 from sortify.errors import DataError, TrainingError
 from sortify.space.space import Subnet
-from sortify.tasks.registry import Classification
+from sortify.tasks.classes import Classification
 from sortify.training.config import TrainConfig
 from sortify.training.gradients import average_gradients
 from sortify.training.parts import make_optimizer

@@ -26,7 +26,7 @@ from sortify.data.samples import (
     picture_look,
 )
 from sortify.errors import DataError
-from sortify.tasks.registry import IGNORED
+from sortify.tasks.base import IGNORED
 from sortify.tasks.segmentation import VOID
 
 TEST_DIGITS = 360

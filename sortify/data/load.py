@@ -18,8 +18,8 @@ from sortify.data.saved import Reading, read_dataset
 from sortify.data.tables import ENDINGS, table_files
 from sortify.data.texts import make_tokenizer, read_text
 from sortify.errors import DataError
+from sortify.tasks.inputs import Vocabulary
 from sortify.tasks.own_functions import called_with, imported
-from sortify.tasks.registry import Vocabulary
 
 if TYPE_CHECKING:
     from sortify.models.sorted_model import SortedModel
@@ -37,7 +37,7 @@ class Data:
     Attributes:
         train: shuffled batches, `(inputs, targets)` or a dict with labels.
         test: batches in a fixed order.
-        hint: name of the task, a key of `sortify.tasks.TASKS`; None leaves it to the model's output and the targets.
+        hint: name of the task, a key of `TASKS`; None leaves it to the model's output and the targets.
         classes: number of classes where samples have one of them.
         description: one line for people.
         vocabulary: of tokens, for masked language modelling.

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from sortify.errors import DataError, TrainingError
+from sortify.tasks.base import IGNORED
 from sortify.tasks.inputs import MAIN_INPUTS, Vocabulary, example_logits
-from sortify.tasks.registry import IGNORED
 
 if TYPE_CHECKING:
     from sortify.models.sorted_model import SortedModel
@@ -91,7 +91,7 @@ class Samples(Protocol):
 
 @dataclass(frozen=True)
 class Sets:
-    """Training and test samples with what is known about them; see `sortify.data.Data`."""
+    """Training and test samples with what is known about them; see `sortify.data.load.Data`."""
 
     train: Samples
     test: Samples

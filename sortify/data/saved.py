@@ -19,7 +19,8 @@ from sortify.data.samples import Sets, Wanted, augmented, check_labels, first_li
 from sortify.data.tables import read_columns, table_files
 from sortify.data.texts import DEFAULT_LENGTH, TEST_SHARE, Tokenizer
 from sortify.errors import DataError
-from sortify.tasks.registry import IGNORED, TARGET_NAMES
+from sortify.tasks.base import IGNORED
+from sortify.tasks.inputs import TARGET_NAMES
 
 TEXT_TASKS = ("language-modelling", "masked-lm")
 TEST_SPLITS = ("test", "validation", "valid", "dev")

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sortify.data.samples import Sets, Wanted, check_labels, first_line
 from sortify.errors import DataError
-from sortify.tasks.registry import Vocabulary
+from sortify.tasks.inputs import Vocabulary
 
 DEFAULT_LENGTH = 128
 TEST_SHARE = 0.1

@@ -28,7 +28,7 @@ def take(tensor: torch.Tensor, shape: str, sizes: list[int]) -> torch.Tensor:
 
     Args:
         tensor: full size, or already of the sub-network's size (then returned as it is).
-        shape: its dimensions in the language of `sortify.dims`, such as `(heads:12 * 64), hidden:768`.
+        shape: its dimensions in the language of `sortify.graph.dims`, such as `(heads:12 * 64), hidden:768`.
         sizes: the active size of each axis that `shape` mentions, in order of appearance.
 
     Returns:

@@ -55,28 +55,38 @@ class Classification:
         check_classes(target, self.classes, self.name)
         return self.call.inputs(given), target
 
+    def predictions(self, output: Any) -> Tensor:
+        """Return the logits that have a target, `[..., C]`."""
+        return logits_of(output)
+
+    def truth(self, target: Tensor) -> Tensor:
+        """Return the targets of these logits, `[...]`."""
+        return target
+
     def count(self, target: Tensor) -> Tensor:
-        """Return the number of labels."""
-        return counted(target)
+        """Return the number of targets that count."""
+        return counted(self.truth(target))
 
     def loss(self, output: Any, target: Tensor) -> Tensor:
-        """Compare `[B, C]` with `[B]`."""
-        return cross_entropy(*wide_rows(logits_of(output), target))
+        """Sum the cross entropy."""
+        return cross_entropy(*wide_rows(self.predictions(output), self.truth(target)))
 
     def match(self, output: Any, teacher: Any, target: Tensor) -> Tensor:
-        """Compare the probabilities of two outputs `[B, C]`."""
-        return matched(logits_of(output), logits_of(teacher), target)
+        """Sum the divergence of the probabilities of two outputs over the targets that count."""
+        logits, taught = (self.predictions(each).flatten(0, -2) for each in (output, teacher))
+        return (divergence(logits, taught) * (self.truth(target).flatten() != IGNORED)).sum()
 
     def totals(self, output: Any, target: Tensor) -> Totals:
-        """Compare `[B, C]` with `[B]`."""
-        return answers(logits_of(output), target)
+        """Sum the cross entropy and the right answers."""
+        logits, truth = wide_rows(self.predictions(output), self.truth(target))
+        return Totals(cross_entropy(logits, truth), counted(truth), {"hits": (logits.argmax(-1) == truth).sum()})
 
     def metrics(self, totals: Totals) -> dict[str, float]:
-        """Return loss and accuracy."""
-        return means(totals, self.metric)
+        """Return the means of the loss and of right answers."""
+        count = int(totals.count)
+        return {"loss": float(totals.loss) / count, self.metric: float(totals.sums["hits"]) / count}
 
 
-@dataclass(frozen=True)
 class TokenClassification(Classification):
     """One label per position: output `[B, S, C]`, targets `[B, S]`; cross entropy and accuracy."""
 
@@ -85,28 +95,16 @@ class TokenClassification(Classification):
     expects: ClassVar[str] = "[batch, positions, vocabulary]"
     ranks: ClassVar[tuple[int, ...]] = (3,)
 
-
-@dataclass(frozen=True)
-class LanguageModelling:
-    """The next token at each position: output `[B, S, V]`, targets `[B, S]`, compared one step apart.
-
-    Attributes:
-        call: how the model is called.
-        classes: V, where known.
-    """
-
-    name: ClassVar[str] = "language-modelling"
-    metric: ClassVar[str] = "token_accuracy"
-    expects: ClassVar[str] = "[batch, positions, vocabulary]"
-    ranks: ClassVar[tuple[int, ...]] = (3,)
-
-    call: CallShape = field(default_factory=CallShape)
-    classes: int | None = None
-
     @classmethod
     def fitted(cls, call: CallShape, logits: Tensor, vocabulary: Vocabulary | None) -> Self:
         """Make the task for a model that answers its example inputs with these logits."""
         return cls(call, logits.shape[-1])
+
+
+class LanguageModelling(TokenClassification):
+    """The next token at each position: output `[B, S, V]`, targets `[B, S]`, compared one step apart."""
+
+    name: ClassVar[str] = "language-modelling"
 
     def split(self, batch: Any, seed: int = 0) -> tuple[Inputs, Tensor]:
         """Take a batch apart; without labels the tokens themselves are the targets, padding left out."""
@@ -120,25 +118,17 @@ class LanguageModelling:
         check_classes(target, self.classes, self.name)
         return self.call.inputs(given), target
 
-    def count(self, target: Tensor) -> Tensor:
-        """Return the number of tokens that are predicted: all but the first of each row."""
-        return counted(target[:, 1:])
+    def predictions(self, output: Any) -> Tensor:
+        """Return the logits of all positions but the last, whose next token nobody knows."""
+        return logits_of(output)[:, :-1]
 
-    def loss(self, output: Any, target: Tensor) -> Tensor:
-        """Compare position s of `[B, S, V]` with target s + 1."""
-        return cross_entropy(*wide_rows(logits_of(output)[:, :-1], target[:, 1:]))
-
-    def match(self, output: Any, teacher: Any, target: Tensor) -> Tensor:
-        """Compare the probabilities of two outputs `[B, S, V]` at the positions that predict a target."""
-        return matched(logits_of(output)[:, :-1], logits_of(teacher)[:, :-1], target[:, 1:])
-
-    def totals(self, output: Any, target: Tensor) -> Totals:
-        """Compare position s of `[B, S, V]` with target s + 1."""
-        return answers(logits_of(output)[:, :-1], target[:, 1:])
+    def truth(self, target: Tensor) -> Tensor:
+        """Return the tokens that are predicted: all but the first of each row."""
+        return target[:, 1:]
 
     def metrics(self, totals: Totals) -> dict[str, float]:
         """Return loss, token accuracy and perplexity."""
-        return with_perplexity(means(totals, self.metric))
+        return with_perplexity(super().metrics(totals))
 
 
 @dataclass(frozen=True)
@@ -200,24 +190,6 @@ class MultiLabel:
         count = int(totals.count)
         f1 = 2 * hits / (said + truth) if said + truth else 1.0
         return {"loss": float(totals.loss) / count, "f1": f1, "accuracy": right / count}
-
-
-def answers(logits: Tensor, target: Tensor) -> Totals:
-    """Compare `[..., C]` with `[...]`: loss and right answers."""
-    flat, target = wide_rows(logits, target)
-    return Totals(cross_entropy(flat, target), counted(target), {"hits": (flat.argmax(-1) == target).sum()})
-
-
-def matched(logits: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
-    """Sum the divergence of `[..., C]` from the teacher's over the targets `[...]` that count."""
-    apart = divergence(logits.flatten(0, -2), teacher.flatten(0, -2))
-    return (apart * (target.flatten() != IGNORED)).sum()
-
-
-def means(totals: Totals, metric: str) -> dict[str, float]:
-    """Return loss and share of right answers."""
-    count = int(totals.count)
-    return {"loss": float(totals.loss) / count, metric: float(totals.sums["hits"]) / count}
 
 
 def with_perplexity(found: dict[str, float]) -> dict[str, float]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from sortify.data.batches import mix
 from sortify.errors import DataError
 from sortify.tasks.base import IGNORED, Totals, check_classes
-from sortify.tasks.classes import TokenClassification, means, with_perplexity
+from sortify.tasks.classes import TokenClassification, with_perplexity
 from sortify.tasks.inputs import CallShape, Inputs, Vocabulary, main_first, split_batch
 
 MASKED, RANDOM = 0.8, 0.1
@@ -104,7 +104,7 @@ class MaskedLanguageModelling(TokenClassification):
 
     def metrics(self, totals: Totals) -> dict[str, float]:
         """Return loss, accuracy over the hidden tokens, and perplexity."""
-        return with_perplexity(means(totals, self.metric))
+        return with_perplexity(super().metrics(totals))
 
 
 def chances(tokens: Tensor, seed: int) -> Tensor:

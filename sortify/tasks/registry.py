@@ -13,21 +13,11 @@ from torch import Tensor
 
 from sortify.data.batches import preserved_chance
 from sortify.errors import DataError
-from sortify.tasks.base import IGNORED, Task, Totals, cross_entropy, divergence, mean_metrics
+from sortify.tasks.base import Task
 from sortify.tasks.classes import Classification, LanguageModelling, MultiLabel, TokenClassification
-from sortify.tasks.inputs import (
-    MAIN_INPUTS,
-    TARGET_NAMES,
-    CallShape,
-    Inputs,
-    Vocabulary,
-    call_shape,
-    example_logits,
-    logits_of,
-    split_batch,
-)
+from sortify.tasks.inputs import call_shape, example_logits, split_batch
 from sortify.tasks.masked import MaskedLanguageModelling
-from sortify.tasks.own import OwnTask, own_task
+from sortify.tasks.own import own_task
 from sortify.tasks.regression import Regression
 from sortify.tasks.segmentation import Segmentation
 
@@ -35,42 +25,7 @@ if TYPE_CHECKING:
     from sortify.data.load import Data
     from sortify.models.sorted_model import SortedModel
 
-__all__ = [
-    "IGNORED",
-    "MAIN_INPUTS",
-    "TARGET_NAMES",
-    "TASKS",
-    "CallShape",
-    "Classification",
-    "Inputs",
-    "LanguageModelling",
-    "MaskedLanguageModelling",
-    "MultiLabel",
-    "OwnTask",
-    "Regression",
-    "Segmentation",
-    "Task",
-    "TokenClassification",
-    "Totals",
-    "Vocabulary",
-    "call_shape",
-    "cross_entropy",
-    "divergence",
-    "example_logits",
-    "logits_of",
-    "mean_metrics",
-    "split_batch",
-    "task_for",
-]
-
-Named = (
-    type[Classification]
-    | type[LanguageModelling]
-    | type[MultiLabel]
-    | type[MaskedLanguageModelling]
-    | type[Segmentation]
-    | type[Regression]
-)
+Named = type[Classification] | type[MultiLabel] | type[Segmentation] | type[Regression]
 KINDS: tuple[Named, ...] = (
     Classification,
     TokenClassification,

@@ -31,7 +31,7 @@ class TrainConfig:
 
     Attributes:
         dims: groups to train ("width", "heads", "depth"); None for all that the model has, () for the full model alone.
-        levels: evenly spaced levels per group, or levels per group by name; see `sortify.samplers.levels_for`.
+        levels: evenly spaced levels per group, or levels per group by name; see `training.samplers.levels_for`.
         untied: kinds, groups or patterns of axes that are drawn one by one, such as ("inner",).
         multiple: widths are rounded to multiples of this number of units.
         sampler: which sub-networks a step trains, a name in `sortify.SAMPLERS`: "random" (SortedNet), "sandwich" ...

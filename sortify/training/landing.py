@@ -66,7 +66,7 @@ class _Part:
     def landed(self) -> Iterator[None]:
         parameters, statistics = self._places(self._model.active)
         sliced = dict(self._sliced(parameters)) if torch.is_grad_enabled() else {}
-        if self._model.training:
+        if self._model.training and not self._model.norms_frozen:
             sliced |= {name: self._scratch(name, place) for name, place in statistics}
         with self._model.standing_in(sliced):
             yield

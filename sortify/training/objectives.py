@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, cast
 
 from torch import Tensor
 
 from sortify.errors import TrainingError
-from sortify.tasks.registry import divergence, logits_of
+from sortify.tasks.base import divergence
+from sortify.tasks.inputs import logits_of
 from sortify.training.sampling import Levels
 
 if TYPE_CHECKING:
@@ -39,70 +41,66 @@ class Objective(Protocol):
 
 
 @dataclass(frozen=True)
-class TaskObjective:
-    """The task's loss of what was drawn: SortedNet, arXiv 2309.00255, Algorithm 1."""
+class BaseObjective:
+    """What the objectives of this library have in common: what was drawn sees one batch, and nobody teaches.
 
-    name: ClassVar[str] = "task"
-    shares_batch: ClassVar[bool] = False
+    Attributes:
+        space: the model's sub-networks.
+        levels: that are trained.
+    """
+
+    shares_batch: ClassVar[bool] = True
     teaches: ClassVar[bool] = False
 
     space: Space
     levels: Levels
 
     def members(self, drawn: Sequence[Subnet]) -> list[Subnet]:
-        """What was drawn, in its order."""
-        return list(drawn)
+        """What was drawn, the largest first."""
+        return largest_first(drawn)
 
     def teacher(self, subnet: Subnet, before: Sequence[Subnet]) -> Subnet | None:
         """Nobody."""
         return None
 
 
-@dataclass(frozen=True)
-class DistillObjective:
+class TaskObjective(BaseObjective):
+    """The task's loss of what was drawn: SortedNet, arXiv 2309.00255, Algorithm 1."""
+
+    name: ClassVar[str] = "task"
+    shares_batch: ClassVar[bool] = False
+
+    def members(self, drawn: Sequence[Subnet]) -> list[Subnet]:
+        """What was drawn, in its order."""
+        return list(drawn)
+
+
+class DistillObjective(BaseObjective):
     """In-place distillation: the largest of the step teaches those inside it (US-Nets, arXiv 1903.05134, section 3.3).
 
     With a sampler that draws the full network in every step, such as `sandwich`, that is the teacher of all.
     """
 
     name: ClassVar[str] = "distill"
-    shares_batch: ClassVar[bool] = True
     teaches: ClassVar[bool] = True
-
-    space: Space
-    levels: Levels
-
-    def members(self, drawn: Sequence[Subnet]) -> list[Subnet]:
-        """What was drawn, the largest first."""
-        return largest_first(drawn)
 
     def teacher(self, subnet: Subnet, before: Sequence[Subnet]) -> Subnet | None:
         """The first of those that contain it."""
         return next((other for other in before if other != subnet and other.contains(subnet)), None)
 
 
-@dataclass(frozen=True)
-class ChainObjective:
+class ChainObjective(BaseObjective):
     """Chain distillation: each learns from the next larger one of the step (Scala, arXiv 2412.04786)."""
 
     name: ClassVar[str] = "chain"
-    shares_batch: ClassVar[bool] = True
     teaches: ClassVar[bool] = True
-
-    space: Space
-    levels: Levels
-
-    def members(self, drawn: Sequence[Subnet]) -> list[Subnet]:
-        """What was drawn, the largest first."""
-        return largest_first(drawn)
 
     def teacher(self, subnet: Subnet, before: Sequence[Subnet]) -> Subnet | None:
         """The last of those that contain it."""
         return next((other for other in reversed(before) if other != subnet and other.contains(subnet)), None)
 
 
-@dataclass(frozen=True)
-class SumObjective:
+class SumObjective(BaseObjective):
     """The task's loss of what was drawn and of all trained sub-networks inside it, averaged (stochastic summation).
 
     Where only the depth is trained, one forward pass serves them all (Sorted LLaMA, arXiv 2309.08968); else a step may
@@ -110,21 +108,18 @@ class SumObjective:
     """
 
     name: ClassVar[str] = "sum"
-    shares_batch: ClassVar[bool] = True
-    teaches: ClassVar[bool] = False
-
-    space: Space
-    levels: Levels
 
     def members(self, drawn: Sequence[Subnet]) -> list[Subnet]:
         """What was drawn and what is nested in it, each once, the largest first."""
-        known = self.space.using(dict(self.levels)).members() if self.levels else []
+        known = _members(self.space, self.levels)
         inside = [member for member in known if any(each.contains(member) for each in drawn)]
         return largest_first(list(dict.fromkeys([*drawn, *inside])))
 
-    def teacher(self, subnet: Subnet, before: Sequence[Subnet]) -> Subnet | None:
-        """Nobody."""
-        return None
+
+@lru_cache(maxsize=8)
+def _members(space: Space, levels: Levels) -> tuple[Subnet, ...]:
+    """All that is trained."""
+    return tuple(space.using(dict(levels)).members()) if levels else ()
 
 
 def largest_first(subnets: Sequence[Subnet]) -> list[Subnet]:

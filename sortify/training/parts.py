@@ -12,7 +12,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sortify.data.batches import Loader, Stream, length, preserved_chance
 from sortify.errors import TrainingError
-from sortify.tasks.registry import Inputs, Task
+from sortify.tasks.base import Task
+from sortify.tasks.inputs import Inputs
 from sortify.training.config import TrainConfig
 
 FUSED_DEVICES = ("cpu", "cuda")

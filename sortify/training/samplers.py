@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, cast
 
@@ -16,7 +16,7 @@ import torch
 
 from sortify.errors import TrainingError
 from sortify.training.samplers_guided import BoundedSampler, CostSampler, LossSampler, ProgressiveSampler
-from sortify.training.sampling import Levels, Sampler, choices_of, corner, member_of, uniform, weighted
+from sortify.training.sampling import CountingSampler, Levels, Sampler, choices_of, corner, member_of, uniform, weighted
 
 if TYPE_CHECKING:
     from sortify.space.space import Space, Subnet
@@ -24,28 +24,20 @@ if TYPE_CHECKING:
 DEFAULT_LEVELS = 4
 
 
-@dataclass(frozen=True)
-class RandomSampler:
+class RandomSampler(CountingSampler):
     """`count` independent uniform draws per step: SortedNet, arXiv 2309.00255, Algorithm 1.
 
     Each group's level is drawn by itself; groups that are not trained stay full.
     """
 
     name: ClassVar[str] = "random"
-    shares_batch: ClassVar[bool] = False
-    usual_count: ClassVar[int] = 1
-
-    space: Space
-    levels: Levels
-    count: int
 
     def draw(self, generator: torch.Generator, step: int) -> list[Subnet]:
         """Draw `count` sub-networks."""
         return [uniform(self.space, self.levels, generator) for _ in range(self.count)]
 
 
-@dataclass(frozen=True)
-class SandwichSampler:
+class SandwichSampler(CountingSampler):
     """The largest, the smallest and `count - 2` random ones: US-Nets, arXiv 1903.05134, section 3.2.
 
     With `count` 1 there is only the largest, with 2 the two ends.
@@ -55,18 +47,13 @@ class SandwichSampler:
     shares_batch: ClassVar[bool] = True
     usual_count: ClassVar[int] = 4
 
-    space: Space
-    levels: Levels
-    count: int
-
     def draw(self, generator: torch.Generator, step: int) -> list[Subnet]:
         """Return the two ends, then the random ones."""
         ends = [corner(self.space, self.levels, -1), corner(self.space, self.levels, 0)][: self.count]
         return ends + [uniform(self.space, self.levels, generator) for _ in range(self.count - len(ends))]
 
 
-@dataclass(frozen=True)
-class RoundRobinSampler:
+class RoundRobinSampler(CountingSampler):
     """Every combination of levels in turn: in each round all of them once, in an order of its own.
 
     The order hangs on the round alone, not on the seed: after any number of steps no sub-network was trained two times
@@ -74,12 +61,6 @@ class RoundRobinSampler:
     """
 
     name: ClassVar[str] = "round-robin"
-    shares_batch: ClassVar[bool] = False
-    usual_count: ClassVar[int] = 1
-
-    space: Space
-    levels: Levels
-    count: int
 
     def draw(self, generator: torch.Generator, step: int) -> list[Subnet]:
         """Return the next `count` of the round; a step may end one round and begin the next."""
@@ -106,8 +87,7 @@ def _shuffled(count: int, turn: int) -> list[int]:
     return torch.randperm(count, generator=torch.Generator().manual_seed(turn)).tolist()
 
 
-@dataclass(frozen=True)
-class StratifiedSampler:
+class StratifiedSampler(CountingSampler):
     """`count` draws per step that are spread over each group's levels: small, middle and large ones in every step.
 
     The levels of a group are cut into `count` equal ranges and one is drawn from each, in an order of its own per group
@@ -116,12 +96,7 @@ class StratifiedSampler:
     """
 
     name: ClassVar[str] = "stratified"
-    shares_batch: ClassVar[bool] = False
     usual_count: ClassVar[int] = 4
-
-    space: Space
-    levels: Levels
-    count: int
 
     def draw(self, generator: torch.Generator, step: int) -> list[Subnet]:
         """Draw `count` sub-networks."""
@@ -140,8 +115,7 @@ LARGEST = 1.5
 """How many times as often as each other level the weighted sampler draws a group's largest one."""
 
 
-@dataclass(frozen=True)
-class WeightedSampler:
+class WeightedSampler(CountingSampler):
     """`count` independent draws in which each group's largest level comes up 1.5 times as often as each other.
 
     MatFormer (arXiv 2310.07707) reports better large models for a little loss in small ones with such weights
@@ -149,12 +123,6 @@ class WeightedSampler:
     """
 
     name: ClassVar[str] = "weighted"
-    shares_batch: ClassVar[bool] = False
-    usual_count: ClassVar[int] = 1
-
-    space: Space
-    levels: Levels
-    count: int
 
     def draw(self, generator: torch.Generator, step: int) -> list[Subnet]:
         """Draw `count` sub-networks."""

@@ -12,26 +12,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from sortify.errors import TrainingError
-from sortify.training.sampling import Levels, choices_of, member_of, weighted
+from sortify.training.sampling import CountingSampler, Levels, choices_of, member_of, weighted
 
 if TYPE_CHECKING:
     from sortify.space.space import Space, Subnet
 
 
-@dataclass(frozen=True)
-class CostSampler:
+class CostSampler(CountingSampler):
     """`count` independent draws in which a group's level comes up as often as the network costs with it (FLOPs).
 
     Larger ones have more to learn, and get more steps.
     """
 
     name: ClassVar[str] = "by-cost"
-    shares_batch: ClassVar[bool] = False
-    usual_count: ClassVar[int] = 1
-
-    space: Space
-    levels: Levels
-    count: int
 
     def draw(self, generator: torch.Generator, step: int) -> list[Subnet]:
         """Draw `count` sub-networks."""
@@ -40,7 +33,7 @@ class CostSampler:
 
 
 @dataclass(frozen=True)
-class LossSampler:
+class LossSampler(CountingSampler):
     """`count` independent draws in which a group's level comes up as often as its recent losses are high.
 
     A level without a loss yet counts as the worst. The recent losses are all that it learns; they are kept with the
@@ -48,12 +41,7 @@ class LossSampler:
     """
 
     name: ClassVar[str] = "by-loss"
-    shares_batch: ClassVar[bool] = False
-    usual_count: ClassVar[int] = 1
 
-    space: Space
-    levels: Levels
-    count: int
     recent: dict[str, float] = field(default_factory=dict, compare=False)
     """`width=0.5` -> running mean of the losses of the sub-networks that were drawn with it."""
 
@@ -85,7 +73,7 @@ PAST = 0.95
 
 
 @dataclass(frozen=True)
-class ProgressiveSampler:
+class ProgressiveSampler(CountingSampler):
     """Progressive shrinking: the full network first, then smaller and smaller levels join (Once-for-all, 1908.09791).
 
     Over the first half of the training the levels of every group open one after the other, the largest first; then all
@@ -93,12 +81,7 @@ class ProgressiveSampler:
     """
 
     name: ClassVar[str] = "progressive"
-    shares_batch: ClassVar[bool] = False
-    usual_count: ClassVar[int] = 1
 
-    space: Space
-    levels: Levels
-    count: int
     steps: int | None = None
 
     def draw(self, generator: torch.Generator, step: int) -> list[Subnet]:
@@ -115,8 +98,7 @@ OPENING = 0.5
 """Share of the training after which the progressive sampler draws from all levels."""
 
 
-@dataclass(frozen=True)
-class BoundedSampler:
+class BoundedSampler(CountingSampler):
     """Draws whose cost changes little from one step to the next (complexity-aware sampling, ElasticViT, 2303.09730).
 
     All combinations of levels stand in the order of their FLOPs. A window over a tenth of them goes from the largest to
@@ -124,12 +106,6 @@ class BoundedSampler:
     """
 
     name: ClassVar[str] = "bounded"
-    shares_batch: ClassVar[bool] = False
-    usual_count: ClassVar[int] = 1
-
-    space: Space
-    levels: Levels
-    count: int
 
     def draw(self, generator: torch.Generator, step: int) -> list[Subnet]:
         """Draw `count` sub-networks from the window of this step."""

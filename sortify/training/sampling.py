@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -26,6 +27,24 @@ class Sampler(Protocol):
     def draw(self, generator: torch.Generator, step: int) -> list[Subnet]:
         """Return the sub-networks of optimiser step `step` (from 0)."""
         ...
+
+
+@dataclass(frozen=True)
+class CountingSampler:
+    """What the samplers of this library have in common: a number of draws per step.
+
+    Attributes:
+        space: the model's sub-networks.
+        levels: to draw from.
+        count: draws per step.
+    """
+
+    shares_batch: ClassVar[bool] = False
+    usual_count: ClassVar[int] = 1
+
+    space: Space
+    levels: Levels
+    count: int
 
 
 @runtime_checkable

@@ -5,7 +5,7 @@
     history.jsonl   one line per optimiser step
     status.json     whether the training came to its end
 
-No generator states: everything drawn is a function of the seed and the place (see `sortify.batches`).
+No generator states: everything drawn is a function of the seed and the place (see `sortify.data.batches`).
 """
 
 from __future__ import annotations

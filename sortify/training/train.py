@@ -17,7 +17,8 @@ from sortify.data.batches import Place, Share, Stream, mix, seed_all
 from sortify.data.load import Data
 from sortify.errors import DataError, TrainingError
 from sortify.space.space import Trained
-from sortify.tasks.registry import Task, task_for
+from sortify.tasks.base import Task
+from sortify.tasks.registry import task_for
 from sortify.training.accumulation import make_accumulation
 from sortify.training.config import TrainConfig
 from sortify.training.log import Log
@@ -62,7 +63,7 @@ class Trainer:
 
     Args:
         model: trained in place; moved to the device.
-        data: see `sortify.data.load_data`.
+        data: see `sortify.load_data`.
         config: how to train.
         task: loss and targets; chosen by data and model if not given.
         directory: where checkpoints (directory/training/) and at the end the model go; None keeps nothing.
