@@ -116,6 +116,28 @@ class Repeats(Branching):
         return self.kinds(pieces) + self.kinds(x[None])[0].mean()
 
 
+class Caching(nn.Module):
+    """Hands a cache out unless the call declines it, and tells its layers so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = CachingLayer()
+
+    def forward(self, x: Tensor, use_cache: bool | None = None) -> tuple[Tensor, list[Tensor] | None]:
+        use_cache = True if use_cache is None else use_cache
+        y = self.layer(x, use_cache=use_cache)
+        return (y * 2 if y.sum() > 0 else y), ([x] if use_cache else None)
+
+
+class CachingLayer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = two_layers()
+
+    def forward(self, x: Tensor, use_cache: bool = True) -> Tensor:
+        return x + self.body(x)
+
+
 class NothingInside(Branching):
     def __init__(self) -> None:
         super().__init__()

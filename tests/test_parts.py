@@ -13,12 +13,12 @@ import pytest
 import torch
 from cli_calls import call, errors, works
 from compare import assert_close_outputs, assert_same_tensors
-from parts_models import Branching, NothingInside, Peeks, Repeats, Router, Shares, detector, two_layers
+from parts_models import Branching, Caching, NothingInside, Peeks, Repeats, Router, Shares, detector, two_layers
 from torch import Tensor, nn
 
 from sortify import ComposedModel, SortedUpdate, load, make_sampler, sortify
 from sortify.capture.prepare import Example
-from sortify.errors import BudgetError, CaptureError, CheckpointError, SortifyError
+from sortify.errors import BudgetError, CaptureError, CheckpointError, InputError, SortifyError
 from sortify.models.composed import compare_whole
 from sortify.training.samplers import levels_for
 
@@ -203,6 +203,21 @@ def test_parts_that_hang_on_their_surroundings_are_left_alone(
     assert set(model.parts) == {part}
     assert any(text in why for path, why in model.left.items() if path.startswith(left))
     assert_close_outputs(model(rows(5)), original(rows(5)), SINGLE)
+
+
+def test_a_cache_that_was_declined_for_the_capture_is_declined_where_a_call_says_nothing(tmp_path: Path) -> None:
+    original, model = converted(Caching)
+    assert [f.why for f in model.frozen if f.why.startswith("use_cache")] == [
+        "use_cache=False is taken where a call leaves it out"
+    ]
+    expected = original(rows(5), use_cache=False)
+    model.save(tmp_path)
+    for sorted_model in (model, model.extract(subnet=model.space.full), load(tmp_path, original)):
+        for found in (sorted_model(rows(5)), sorted_model(rows(5), False), sorted_model(rows(5), use_cache=False)):
+            assert_close_outputs(found[0], expected[0], SINGLE)
+            assert found[1] is None
+    with pytest.raises(InputError, match="'use_cache' was False when the model was converted, got True"):
+        model(rows(5), use_cache=True)
 
 
 def test_where_nothing_is_left_the_reason_of_the_whole_is_given() -> None:

@@ -240,6 +240,23 @@ class Signature:
             self.check_sizes([tuple(tensor.shape) for tensor in tensors])
         return tensors
 
+    @property
+    def implied(self) -> dict[str, Scalar]:
+        """Plain values of the captured call that stand for themselves where a call leaves the argument undecided."""
+        names = self.names
+        found = {a.name: _whole(a) for a in self.arguments[self.positional :]}
+        return {
+            name: constant.value
+            for name, constant in found.items()
+            if constant is not None and constant.value is not None and not constant.opaque
+            if name not in names or self._default(name) == Constant(None)
+        }
+
+    def completed(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The named arguments of a call with what is implied."""
+        placed = [p.name for p in self.parameters if p.kind in _POSITIONAL][: len(args)]
+        return {**{name: value for name, value in self.implied.items() if name not in placed}, **kwargs}
+
     def check_sizes(self, shapes: Sequence[tuple[int, ...]]) -> None:
         """Raise InputError in one line if the graphs do not serve tensors of these shapes, in captured order."""
         broken = _broken(self.limits, tuple(shapes))

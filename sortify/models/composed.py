@@ -73,7 +73,7 @@ class ComposedModel(SortedModel):
         self.example_tensors = tuple(t.detach().clone() for t in examples)
         self.report: proof.Report | None = None
         self._parts, self._rest, self._source = tuple(parts), rest, source
-        self._plan = merge_plans(parts, left)
+        self._plan = merge_plans(parts, left, signature.implied)
         self._space = Space(self._plan, merge_costs(parts, self._plan, rest))
         self._active = self._space.full
         self._statistics: dict[Subnet, dict[str, torch.Tensor]] = {}
@@ -107,7 +107,7 @@ class ComposedModel(SortedModel):
         """The original's output, computed with the active sub-network of every part."""
         if self.training:
             self._statistics.clear()
-        return self._runnable()(*args, **kwargs)
+        return self._runnable()(*args, **self.signature.completed(args, kwargs))
 
     def _runnable(self) -> nn.Module:
         if self._whole is None:
@@ -285,7 +285,7 @@ class ExtractedParts(ExtractedModel):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         self._whole.training = self.training
-        return self._whole(*args, **kwargs)
+        return self._whole(*args, **self.signature.completed(args, kwargs))
 
 
 def _stand_for(module: nn.Module, whole: nn.Module | None) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
 
 from sortify.costs.cost import CostModel, Term
 from sortify.depth import Block, Chain
@@ -25,12 +27,15 @@ class Part:
     calls: int = 1
 
 
-def merge_plans(parts: Iterable[Part], left: Mapping[str, str]) -> Plan:
+def merge_plans(
+    parts: Iterable[Part], left: Mapping[str, str], implied: Mapping[str, Any] = MappingProxyType({})
+) -> Plan:
     """One plan for all parts.
 
     Args:
         parts: the parts.
         left: module path -> why it runs as it was.
+        implied: arguments that calls of the whole may leave out -> what they are then.
     """
     plans = [_prefixed(part.path, part.model.plan) for part in parts]
     return Plan(
@@ -39,6 +44,10 @@ def merge_plans(parts: Iterable[Part], left: Mapping[str, str]) -> Plan:
         frozen=(
             *(frozen for plan in plans for frozen in plan.frozen),
             *(Frozen("capture", f"{path} runs as it was: {why}") for path, why in left.items()),
+            *(
+                Frozen("capture", f"{name}={value!r} is taken where a call leaves it out")
+                for name, value in implied.items()
+            ),
         ),
         shapes={name: dims for plan in plans for name, dims in plan.shapes.items()},
         literals={},
