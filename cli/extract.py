@@ -87,7 +87,7 @@ def run(
         subnet, rule = chosen.subnet, chosen.rule
     if model.space.trained is not None and not model.space.is_member(subnet):
         warn(f"{subnet} is none of the sub-networks that were trained; it may score far below its neighbours")
-    if _lacks_statistics(model, subnet):
+    if not model.is_calibrated(subnet):
         load = {"batch_size": batch_size, "tokenizer": tokenizer, "sequence_length": sequence_length, "task": task}
         _measure(model, subnet, data, recalibrate, load)
     error = _write(model, subnet, target, form)
@@ -113,12 +113,6 @@ def _target(output: Path | None, format: str) -> tuple[Path, str]:
     ending = output.suffix.removeprefix(".")
     form = format if format != "auto" else ending if ending in FORMATS else "pt2"
     return output if ending else output.with_suffix(f".{form}"), form
-
-
-def _lacks_statistics(model: sortify.SortedModel, subnet: sortify.Subnet) -> bool:
-    """Whether batch-norm statistics of this sub-network are yet to be measured."""
-    own = subnet == model.space.full and model.space.trained is None
-    return model.has_batch_statistics and subnet not in model.statistics and not own
 
 
 def _measure(

@@ -1,28 +1,27 @@
-"""Batch-norm statistics of one sub-network.
+"""Batch-norm statistics: those of one sub-network, or the full network's for all.
 
 Running statistics belong to the sub-network that made them. They are measured with the eval graph (dropout off)
-whose batch-norms use, and hand out, the statistics of the batch; the mean over batches is what stays.
+whose batch-norms use, and hand out, the statistics of the batch; the mean over batches is what stays. Frozen norms
+take the full network's, which no sub-network changes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import Any, Self
 
 import torch
-from torch import fx
 
-from sortify.axes.rules.table import position_of
-from sortify.capture.lifting import Program
 from sortify.errors import DataError, InputError
+from sortify.network import norms
 from sortify.network.blueprint import Blueprint
 from sortify.network.extract import cut_tensors
-from sortify.network.network import STATISTICS, Runner, running_statistics
+from sortify.network.network import GraphModule, Runner, running_statistics
 from sortify.rewriting.rewrite import rewrite
-
-if TYPE_CHECKING:
-    from sortify.models.sorted_model import SortedModel
+from sortify.space.space import Space, Subnet
 
 
 class Overlay(Mapping[str, torch.Tensor]):
@@ -41,11 +40,110 @@ class Overlay(Mapping[str, torch.Tensor]):
         return len(self._base)
 
 
-def _normalises_batches(node: fx.Node) -> bool:
-    """Whether an op keeps running statistics and can be told to use the batch's."""
-    schema = getattr(node.target, "_schema", None)
-    names = {a.name for a in schema.arguments} if schema is not None else set()
-    return {*STATISTICS, "training", "momentum"} <= names
+class Calibrated(GraphModule):
+    """The part of a sorted model that keeps the batch-norm statistics of its sub-networks.
+
+    States of the statistics of a sub-network: none of its own (it runs with its share of the full network's); measured.
+    Norms may be frozen: then all run with their share of the full network's, in training too.
+
+    Attributes:
+        blueprint: everything about the model but the tensors.
+    """
+
+    blueprint: Blueprint
+    _active: Subnet
+    _statistics: dict[Subnet, dict[str, torch.Tensor]]
+
+    @property
+    def active(self) -> Subnet:
+        """The sub-network that runs."""
+        return self._active
+
+    @property
+    def space(self) -> Space:
+        """The sub-networks of this model."""
+        return self.blueprint.space
+
+    @property
+    def statistics(self) -> Mapping[Subnet, Mapping[str, torch.Tensor]]:
+        """Recalibrated batch-norm statistics by sub-network."""
+        return MappingProxyType(self._statistics)
+
+    @property
+    def has_batch_statistics(self) -> bool:
+        """Whether the model keeps running statistics, each of which belongs to one sub-network."""
+        return not self.norms_frozen and bool(statistics_of(self.blueprint))
+
+    def is_calibrated(self, subnet: Subnet | None = None) -> bool:
+        """Whether a sub-network (the active one by default) runs with statistics that are its own.
+
+        So do all where norms are frozen or keep no statistics, and the full network until it is trained with others.
+        """
+        subnet = self._active if subnet is None else subnet
+        own = subnet in self._statistics or (subnet == self.space.full and self.space.trained is None)
+        return own or not self.has_batch_statistics
+
+    def recalibrate(self, loader: Iterable[Any], batches: int = 20) -> None:
+        """Measure the batch-norm statistics of the active sub-network; kept, and saved, until weights change.
+
+        Nothing is done where norms are frozen.
+
+        Args:
+            loader: batches of model inputs (a tensor, a tuple of positional or a dict of keyword inputs), or
+                pairs of (inputs, target), of which the target is left out.
+            batches: how many to use; their statistics are averaged (US-Nets, arXiv 1903.05134, section 3.3).
+        """
+        if self.has_batch_statistics:
+            self._statistics[self._active] = measure(self, loader, batches)
+
+    def take_statistics(self, found: Mapping[Subnet, Mapping[str, torch.Tensor]]) -> None:
+        """Take statistics that were measured before, in place of those that are known."""
+        self._statistics = {subnet: dict(own) for subnet, own in found.items()}
+
+    def forget_statistics(self) -> None:
+        """Drop all recalibrated statistics: the weights that they were measured with are gone."""
+        self._statistics.clear()
+
+    @property
+    def norms_frozen(self) -> bool:
+        """Whether all sub-networks normalise by the full network's running statistics, see `freeze_norms`."""
+        return self.blueprint.norms_frozen
+
+    def freeze_norms(self, frozen: bool = True) -> None:
+        """Let batch-norms use the running statistics of the full network, as they are now, for every sub-network.
+
+        They do so in training too, which no longer changes the statistics. For weights that were trained before, and
+        batches too small to normalise by. What was recalibrated is forgotten; `save` and `extract` keep the choice.
+
+        Args:
+            frozen: False lets each sub-network have its own statistics again, as at first.
+
+        Raises:
+            CaptureError: a norm cannot be told to.
+        """
+        self.blueprint = self.blueprint.with_frozen_norms(frozen)
+        self.forget_statistics()
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As of any module; recalibrated statistics are forgotten."""
+        self.forget_statistics()
+        return super().load_state_dict(*args, **kwargs)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        """Moves to a device or dtype take recalibrated statistics along."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for own in self._statistics.values():
+            own.update({name: fn(tensor) for name, tensor in own.items()})
+        return self
+
+    def _warn_uncalibrated(self, subnet: Subnet) -> None:
+        """Say that a sub-network of trained weights runs with statistics that are not its own."""
+        if self.space.trained is not None and not self.is_calibrated(subnet):
+            warnings.warn(
+                f"the batch-norm statistics are not those of {subnet}, nobody measured them: "
+                f"activate it and call model.recalibrate(loader), or its accuracy may be that of chance",
+                stacklevel=3,
+            )
 
 
 def statistics_of(blueprint: Blueprint) -> list[str]:
@@ -56,19 +154,12 @@ def statistics_of(blueprint: Blueprint) -> list[str]:
 @lru_cache(maxsize=4)
 def _measuring_runner(blueprint: Blueprint) -> Runner:
     """The eval graph whose batch-norms normalise by the batch and write its statistics out whole."""
-    program = blueprint.programs["eval"]
-    graph = fx.Graph()
-    graph.output(graph.graph_copy(program.graph, {}))
-    for node in graph.nodes:
-        if node.op == "call_function" and _normalises_batches(node):
-            for argument, value in (("training", True), ("momentum", 1.0)):
-                place = position_of(node, argument)
-                node.update_arg(place, value) if isinstance(place, int) else node.update_kwarg(place, value)
-    changed = Program(graph, program.tensors, program.outputs)
-    return Runner(rewrite(changed, blueprint.plan, "eval", blueprint.infos), program.tensors, program.outputs)
+    changed = norms.measuring(blueprint.programs["eval"])
+    graph = rewrite(changed, blueprint.plan, "eval", blueprint.infos)
+    return Runner(graph, changed.tensors, changed.outputs)
 
 
-def measure(model: SortedModel, loader: Iterable[Any], batches: int) -> dict[str, torch.Tensor]:
+def measure(model: Calibrated, loader: Iterable[Any], batches: int) -> dict[str, torch.Tensor]:
     """The statistics of the active sub-network, of its own sizes: means over `batches` batches.
 
     Raises:
@@ -76,7 +167,7 @@ def measure(model: SortedModel, loader: Iterable[Any], batches: int) -> dict[str
     """
     runner = _measuring_runner(model.blueprint)
     names = statistics_of(model.blueprint)
-    own = cut_tensors(model.plan, {name: model.tensors[name] for name in names}, model.active)
+    own = cut_tensors(model.blueprint.plan, {name: model.tensors[name] for name in names}, model.active)
     sums = {name: torch.zeros_like(tensor) for name, tensor in own.items()}
     count = 0
     for batch in loader:
@@ -93,7 +184,7 @@ def measure(model: SortedModel, loader: Iterable[Any], batches: int) -> dict[str
     return {name: total / count for name, total in sums.items()}
 
 
-def bind_batch(model: SortedModel, batch: Any) -> list[torch.Tensor]:
+def bind_batch(model: Calibrated, batch: Any) -> list[torch.Tensor]:
     """The input tensors of a batch that may come with a target, on the model's device."""
     device = next(iter(model.tensors.values())).device
     batch = torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.to(device), batch)

@@ -40,6 +40,7 @@ from sortify.space.profile import Profile
 from sortify.space.space import Subnet, Trained
 
 VERSION = 1
+OWN, FROZEN = "own", "frozen"
 KINDS = ("parameter", "buffer", "temporary", "constant")
 MAIN, GRAPH, WEIGHTS, EXAMPLE, STATISTICS = (
     "sortify.json",
@@ -84,6 +85,7 @@ def save(
         "trained": blueprint.trained.to_json() if blueprint.trained else None,
         "profile": blueprint.profile.to_json() if blueprint.profile else None,
         "ordered": {"units": blueprint.ordered, "blocks": blueprint.blocks_ranked},
+        "norms": FROZEN if blueprint.norms_frozen else OWN,
         "tensors": {
             name: [info.kind, info.requires_grad, list(tensors[name].shape), _dtype(tensors[name])]
             for name, info in blueprint.infos.items()
@@ -93,20 +95,26 @@ def save(
     }
     programs = {
         mode: {"graph": graph_to_json(p.graph), "tensors": list(p.tensors), "outputs": p.outputs.to_json()}
-        for mode, p in blueprint.programs.items()
+        for mode, p in blueprint.with_frozen_norms(False).programs.items()
     }
-    measured = {f"{i}.{name}": t for i, member in enumerate(members) for name, t in statistics[member].items()}
     try:
         path.mkdir(parents=True, exist_ok=True)
         with _all_or_nothing(path) as place:
             save_file(_plain(tensors), place(WEIGHTS))
             save_file({str(i): t.detach().contiguous().cpu() for i, t in enumerate(examples)}, place(EXAMPLE))
-            save_file(_plain(measured), place(STATISTICS))
+            save_file(_plain(named_statistics(members, statistics)), place(STATISTICS))
             place(GRAPH).write_text(json.dumps(programs))
             main["sha256"] = {name: _digest(place(name)) for name in (WEIGHTS, EXAMPLE, STATISTICS, GRAPH)}
             place(MAIN).write_text(json.dumps(main, indent=1))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be written ({error}); what was there before is untouched") from error
+
+
+def named_statistics(
+    members: Sequence[Subnet], statistics: Mapping[Subnet, Mapping[str, torch.Tensor]]
+) -> dict[str, torch.Tensor]:
+    """Measured statistics by the number of the sub-network and the original name."""
+    return {f"{i}.{name}": tensor for i, member in enumerate(members) for name, tensor in statistics[member].items()}
 
 
 class _all_or_nothing:
@@ -184,7 +192,9 @@ def _contents(path: Path, main: Mapping[str, Any]) -> Contents:
     tensors = _tensors(path / WEIGHTS)
     _check_weights(path / WEIGHTS, main["tensors"], tensors)
     tensors = {name: tensors[name] for name in main["tensors"]}  # in the original order
-    blueprint = _blueprint(main, programs)
+    norms = main.get("norms", OWN)
+    _require(norms in (OWN, FROZEN), path / MAIN, f"norms that are {OWN} or {FROZEN}, found {norms!r}")
+    blueprint = _blueprint(main, programs).with_frozen_norms(norms == FROZEN)
     _check_plan(path / MAIN, blueprint, tensors)
     _check_programs(path / GRAPH, blueprint)
     blueprint.sorted_runners  # noqa: B018 - builds the graphs now, so that a damaged plan shows here

@@ -23,19 +23,18 @@ from sortify.errors import CaptureError, CheckpointError, InputError, SortifyErr
 from sortify.graph.signature import Signature
 from sortify.models import calibration, composed_checkpoint
 from sortify.models.merging import Part, merge_costs, merge_plans, split
+from sortify.models.places import carry, outside, stand_for
 from sortify.models.scores import read_scores
 from sortify.models.sorted_model import SortedModel
 from sortify.models.sorted_model import load as load_whole
 from sortify.network.blueprint import Blueprint
 from sortify.network.extract import ExtractedModel
-from sortify.network.network import hold
+from sortify.network.network import STATISTICS
 from sortify.plan import Plan
 from sortify.proof import proof
 from sortify.space.budget import Budget
 from sortify.space.profile import Profile
 from sortify.space.space import Space, Subnet, Trained
-
-CARRIED = "_carried"
 
 
 class ComposedModel(SortedModel):
@@ -77,7 +76,7 @@ class ComposedModel(SortedModel):
         self._space = Space(self._plan, merge_costs(parts, self._plan, rest))
         self._active = self._space.full
         self._statistics: dict[Subnet, dict[str, torch.Tensor]] = {}
-        _stand_for(self, whole)
+        stand_for(self, whole)
 
     @property
     def blueprint(self) -> Blueprint:  # type: ignore[override]
@@ -107,6 +106,8 @@ class ComposedModel(SortedModel):
         """The original's output, computed with the active sub-network of every part."""
         if self.training:
             self._statistics.clear()
+            if self.norms_frozen:
+                self._set_norms_between(False)
         return self._runnable()(*args, **self.signature.completed(args, kwargs))
 
     def _runnable(self) -> nn.Module:
@@ -121,6 +122,7 @@ class ComposedModel(SortedModel):
         chosen = super().activate(subnet, **wanted)
         for part in self._parts:
             part.model.activate(split(chosen, part))
+        self._hand_out_statistics()
         return chosen
 
     @contextmanager
@@ -155,7 +157,7 @@ class ComposedModel(SortedModel):
     @property
     def rest(self) -> dict[str, torch.Tensor]:
         """Parameters and buffers outside the parts, by original name."""
-        return _outside(self, [part.path for part in self._parts])
+        return outside(self, [part.path for part in self._parts])
 
     def cost(self, subnet: Subnet | None = None, **sizes: int) -> Cost:
         """The cost of all parts in one call, each at the sizes of its first call; parameters count the rest too."""
@@ -171,18 +173,66 @@ class ComposedModel(SortedModel):
     def has_batch_statistics(self) -> bool:
         return any(part.model.has_batch_statistics for part in self._parts)
 
+    @property
+    def norms_frozen(self) -> bool:
+        return any(part.model.norms_frozen for part in self._parts)
+
+    def freeze_norms(self, frozen: bool = True) -> None:
+        """As for any sorted model; norms between the parts, which have one size, keep their statistics too."""
+        self.forget_statistics()
+        for part in self._parts:
+            part.model.freeze_norms(frozen)
+        if not frozen:
+            self._set_norms_between(self.training)
+
+    def _set_norms_between(self, training: bool) -> None:
+        """The mode of the modules outside the parts that keep running statistics; parts go by their graphs."""
+        for module in self.modules():
+            if all(name in module._buffers for name in STATISTICS):
+                module.training = training
+
     def recalibrate(self, loader: Iterable[Any], batches: int = 20) -> None:
         """Measure the statistics of the active sub-network, part by part, on what the whole hands to each."""
+        if not self.has_batch_statistics:
+            return
         chosen = [batch for _, batch in zip(range(batches), loader, strict=False)]
         modes = {child: child.training for child in self.modules()}
         self.eval()
-        for part in self._parts:
+        self._statistics.pop(self._active, None)
+        self._hand_out_statistics()
+        for part in self._as_called(chosen[0]) if chosen else self._parts:
             if part.model.has_batch_statistics:
                 seen = [call for batch in chosen for call in self._inputs_of(part, batch)]
                 part.model.recalibrate(seen, max(1, len(seen)))
         self._statistics[self._active] = self._measured(self._active)
         for child, training in modes.items():
             child.training = training
+
+    def _hand_out_statistics(self) -> None:
+        """Give every part the statistics that it has in the active sub-network.
+
+        Those of a part depend on what comes before it: sub-networks that cut it alike may need different ones.
+        """
+        whole = self._statistics.get(self._active, {})
+        for part in self._parts:
+            start = len(part.path) + 1
+            own = {name[start:]: tensor for name, tensor in whole.items() if name.startswith(f"{part.path}.")}
+            part.model.take_statistics({part.model.active: own} if own else {})
+
+    def _as_called(self, batch: Any) -> list[Part]:
+        """The parts in the order in which they are first called: what one is given depends on those before it."""
+        order = list[str]()
+        handles = [
+            part.model.register_forward_pre_hook(lambda *_, path=part.path: order.append(path)) for part in self._parts
+        ]
+        try:
+            with torch.no_grad():
+                _call(self, batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+        places = {path: place for place, path in reversed(list(enumerate(order)))}
+        return sorted(self._parts, key=lambda part: places.get(part.path, len(order)))
 
     def _inputs_of(self, part: Part, batch: Any) -> list[Any]:
         """What the part is called with when the whole runs on a batch."""
@@ -226,7 +276,9 @@ class ComposedModel(SortedModel):
     ) -> ExtractedModel:
         """As for any sorted model: the original's copy with every part cut to the sub-network."""
         chosen = self._to_extract(budget, metric, subnet, fractions)
-        small = {part.path: part.model.extract(subnet=split(chosen, part)) for part in self._parts}
+        self._warn_uncalibrated(chosen)
+        with self.using(chosen):
+            small = {part.path: part.model.extract(subnet=part.model.active) for part in self._parts}
         swapped = {id(part.model): carry(part.model, small[part.path]) for part in self._parts}
         whole = copy.deepcopy(self._runnable(), {**swapped})
         return ExtractedParts(whole, small, self.signature).train(self.training)
@@ -258,7 +310,7 @@ class ComposedModel(SortedModel):
             self.example_tensors,
             {name: tensor for name, tensor in self.rest.items() if name in self.state_dict()},
             self._rest,
-            tuple(self._statistics),
+            self._statistics,
             self._space.trained,
             self._source,
             self._space.profile,
@@ -275,31 +327,17 @@ class ExtractedParts(ExtractedModel):
         nn.Module.__init__(self)
         self.signature = signature
         self._parts = dict(parts)
-        _stand_for(self, whole)
+        stand_for(self, whole)
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:  # type: ignore[override]
         """Every parameter, buffer and constant by original name."""
-        rest = _outside(self, list(self._parts))
+        rest = outside(self, list(self._parts))
         return {**rest, **{f"{p}.{n}": t for p, model in self._parts.items() for n, t in model.tensors.items()}}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         self._whole.training = self.training
         return self._whole(*args, **self.signature.completed(args, kwargs))
-
-
-def _stand_for(module: nn.Module, whole: nn.Module | None) -> None:
-    """Let `module` hold what `whole` holds, by the same names, so that `whole` runs on it."""
-    vars(module)["_whole"] = whole
-    if whole is not None:
-        hold(module, whole)
-
-
-def _outside(module: nn.Module, paths: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Parameters and buffers that no part holds."""
-    inside = tuple(f"{path}." for path in paths)
-    named = [*module.named_parameters(), *module.named_buffers()]
-    return {name: tensor for name, tensor in named if not name.startswith(inside)}
 
 
 def compose(
@@ -324,27 +362,6 @@ def compose(
     everything = sum(p.numel() for p in original.parameters())
     inside = sum(p.numel() for part in parts for p in original.get_submodule(part.path).parameters())
     return ComposedModel(whole, parts, left, signature, leaves, everything - inside, source)
-
-
-def carry(old: nn.Module, new: Any) -> Any:
-    """Give a replacement the attributes and methods that the code around may ask the old module for.
-
-    Methods are those of a copy without weights: one that computes with them fails, it is never silently wrong.
-    """
-    if isinstance(old, SortedModel):
-        found = {name: vars(old)[name] for name in vars(old).get(CARRIED, ())}
-    else:
-        tensors = [*old.parameters(), *old.buffers()]
-        bare = copy.deepcopy(old, {id(t): t.detach().to("meta") for t in tensors})
-        names = [name for name in dir(bare) if not name.startswith("_") and not hasattr(type(new), name)]
-        found = {name: getattr(bare, name, None) for name in names}
-    fresh = {
-        name: value
-        for name, value in found.items()
-        if name not in vars(new) and name not in new._modules and not isinstance(value, torch.Tensor)
-    }
-    vars(new).update({**fresh, CARRIED: (*vars(new).get(CARRIED, ()), *fresh)})
-    return new
 
 
 def compare_whole(
@@ -422,7 +439,8 @@ def load(path: str | Path, module: nn.Module | None = None, *, runnable: bool = 
         model.record_trained(found.trained)
     if found.profile is not None:
         model.record_profile(found.profile)
-    model._statistics = {subnet: model._measured(subnet) for subnet in found.statistics}
+    model.take_statistics(found.statistics)
+    model.activate()
     model.record_scores(read_scores(path))
     return model.eval()
 

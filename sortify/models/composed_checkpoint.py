@@ -4,6 +4,7 @@
     parts/0, parts/1...  a checkpoint per part
     rest.safetensors     every saved tensor outside the parts, by original name
     example.safetensors  the example inputs
+    statistics.safetensors  recalibrated batch-norm statistics, by sub-network of the whole
 
 `sortify.json` is written last and holds checksums of everything else: a save that was cut short is refused.
 """
@@ -15,6 +16,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -23,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from sortify.errors import CheckpointError
 from sortify.files import replacing
 from sortify.graph.signature import Signature
-from sortify.models.checkpoint import EXAMPLE, MAIN, VERSION
+from sortify.models.checkpoint import EXAMPLE, MAIN, STATISTICS, VERSION, named_statistics
 from sortify.models.merging import Part
 from sortify.models.sorted_model import load as load_one
 from sortify.space.profile import Profile
@@ -40,7 +42,7 @@ class Contents:
         parts: the sorted parts; left: module path -> why it runs as it was.
         signature, examples: of the whole.
         rest: tensors outside the parts; rest_parameters: how many numbers of them are parameters.
-        statistics: the sub-networks that have been recalibrated.
+        statistics: those of the sub-networks that have been recalibrated, by original name.
         trained: the levels that were trained; source: for people; profile: of the whole on a machine.
     """
 
@@ -50,7 +52,7 @@ class Contents:
     examples: Sequence[torch.Tensor]
     rest: Mapping[str, torch.Tensor]
     rest_parameters: int
-    statistics: Sequence[Subnet]
+    statistics: Mapping[Subnet, Mapping[str, torch.Tensor]]
     trained: Trained | None
     source: str | None
     profile: Profile | None = None
@@ -70,7 +72,9 @@ def save(path: str | Path, contents: Contents) -> None:
             part.model.save(path / folder)
         _write(path / REST, contents.rest)
         _write(path / EXAMPLE, {str(i): tensor for i, tensor in enumerate(contents.examples)})
-        files = [REST, EXAMPLE, *(f"{folder}/{MAIN}" for folder in folders)]
+        members = list(contents.statistics)
+        _write(path / STATISTICS, named_statistics(members, contents.statistics))
+        files = [REST, EXAMPLE, STATISTICS, *(f"{folder}/{MAIN}" for folder in folders)]
         main = {
             "format": "sortify",
             "version": VERSION,
@@ -80,7 +84,7 @@ def save(path: str | Path, contents: Contents) -> None:
             "left": dict(contents.left),
             "signature": contents.signature.to_json(),
             "rest_parameters": contents.rest_parameters,
-            "statistics": [subnet.to_json() for subnet in contents.statistics],
+            "statistics": [subnet.to_json() for subnet in members],
             "trained": contents.trained.to_json() if contents.trained else None,
             "profile": contents.profile.to_json() if contents.profile else None,
             "sha256": {file: _digest(path / file) for file in files},
@@ -136,7 +140,7 @@ def read(path: str | Path) -> Contents:
             [examples[str(i)] for i in range(len(examples))],
             load_file(path / REST),
             int(main["rest_parameters"]),
-            [Subnet.from_json(each) for each in main["statistics"]],
+            _statistics(path / STATISTICS, main["statistics"]),
             Trained.from_json(main["trained"]) if main["trained"] else None,
             main["source"],
             Profile.from_json(main["profile"]) if main.get("profile") else None,
@@ -146,3 +150,13 @@ def read(path: str | Path) -> Contents:
     except Exception as error:  # whatever a damaged file makes of these readers, the user gets one line
         text = " ".join(str(error).split())
         raise CheckpointError(f"{path}: damaged checkpoint ({type(error).__name__}: {text})") from error
+
+
+def _statistics(file: Path, listed: Sequence[Any]) -> dict[Subnet, dict[str, torch.Tensor]]:
+    """Measured statistics by sub-network."""
+    found: dict[Subnet, dict[str, torch.Tensor]] = {Subnet.from_json(each): {} for each in listed}
+    members = list(found)
+    for name, tensor in load_file(file).items():
+        number, _, own = name.partition(".")
+        found[members[int(number)]][own] = tensor
+    return found

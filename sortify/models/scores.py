@@ -41,10 +41,11 @@ class Chosen:
 
 
 def fingerprint(model: torch.nn.Module, *facts: str) -> str:
-    """Return a short digest of a model's parameters, the order of its blocks where that was changed, and some facts."""
+    """Return a short digest of a model's parameters, what else makes it compute something else, and some facts."""
     digest = hashlib.blake2b(digest_size=16)
     ranked = getattr(model, "chains", {}) if getattr(model, "blocks_ranked", False) else {}
-    for fact in (*facts, *(block.name for chain in ranked.values() for block in chain.blocks)):
+    norms = ("norms frozen",) if getattr(model, "norms_frozen", False) else ()
+    for fact in (*facts, *norms, *(block.name for chain in ranked.values() for block in chain.blocks)):
         digest.update(fact.encode() + b"\0")
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\0".encode())

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from sortify.models import calibration, checkpoint, profiling
 from sortify.models.scores import Chosen, Scores, fingerprint, read_scores
 from sortify.network import exits, extract
 from sortify.network.blueprint import Blueprint
-from sortify.network.network import GraphModule, Runner
+from sortify.network.network import Runner
 from sortify.ordering import importance
 from sortify.ordering import order as ordering
 from sortify.plan import Axis, Frozen, Plan
@@ -28,10 +28,10 @@ from sortify.proof import proof
 from sortify.rewriting.rewrite import Bypass, readable
 from sortify.space.budget import Budget
 from sortify.space.profile import MeasuredCost, Profile
-from sortify.space.space import Space, Subnet, Trained
+from sortify.space.space import Subnet, Trained
 
 
-class SortedModel(GraphModule):
+class SortedModel(calibration.Calibrated):
     """A model whose sub-networks share its weights. Made by `sortify.sortify`, read back by `sortify.load`.
 
     It is called like the original module and is an ordinary `nn.Module`: parameters, optimisers, `.to(...)`,
@@ -148,30 +148,20 @@ class SortedModel(GraphModule):
         finally:
             self._together = before
 
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
-        """Moves to a device or dtype take recalibrated statistics along."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for own in self._statistics.values():
-            own.update({name: fn(tensor) for name, tensor in own.items()})
-        return self
-
-    @property
-    def active(self) -> Subnet:
-        """The sub-network that runs."""
-        return self._active
-
     def activate(
         self, subnet: Subnet | None = None, *, budget: Budget | None = None, metric: str = "flops", **fractions: float
     ) -> Subnet:
         """Make a sub-network the active one.
 
         `activate(subnet)`, `activate(width=0.5, depth=0.75)` or `activate(budget="50%")`. Without arguments the full
-        network becomes active. No weight is copied.
+        network becomes active. No weight is copied. A sub-network whose batch-norm statistics were measured
+        before runs with them; where a budget names one without, a warning says so.
         """
         if budget is not None:
             if subnet is not None or fractions:
                 raise BudgetError("activate: give a budget, a sub-network or fractions, one of them")
             subnet = self.choose(budget, metric).subnet
+            self._warn_uncalibrated(subnet)
         chosen = self._chosen(subnet, fractions)
         self._active = chosen
         return chosen
@@ -245,11 +235,6 @@ class SortedModel(GraphModule):
     def frozen(self) -> tuple[Frozen, ...]:
         """What is not elastic, and why."""
         return self.plan.frozen
-
-    @property
-    def space(self) -> Space:
-        """The sub-networks of this model."""
-        return self.blueprint.space
 
     @property
     def source(self) -> str | None:
@@ -346,28 +331,6 @@ class SortedModel(GraphModule):
         """
         return self.space.measured_cost(self._active if subnet is None else subnet)
 
-    # -- statistics
-
-    @property
-    def has_batch_statistics(self) -> bool:
-        """Whether the model keeps running statistics, which belong to one sub-network."""
-        return bool(calibration.statistics_of(self.blueprint))
-
-    def recalibrate(self, loader: Iterable[Any], batches: int = 20) -> None:
-        """Measure the batch-norm statistics of the active sub-network; kept until training goes on.
-
-        Args:
-            loader: batches of model inputs (a tensor, a tuple of positional or a dict of keyword inputs), or
-                pairs of (inputs, target), of which the target is left out.
-            batches: how many to use; their statistics are averaged (US-Nets, arXiv 1903.05134, section 3.3).
-        """
-        if self.has_batch_statistics:
-            self._statistics[self._active] = calibration.measure(self, loader, batches)
-
-    def forget_statistics(self) -> None:
-        """Drop all recalibrated statistics: the weights that they were measured with are gone."""
-        self._statistics.clear()
-
     # -- order
 
     def order(
@@ -446,6 +409,7 @@ class SortedModel(GraphModule):
             BudgetError: nothing fits the budget, or not exactly one of budget, subnet and fractions is given.
         """
         chosen = self._to_extract(budget, metric, subnet, fractions)
+        self._warn_uncalibrated(chosen)
         small = extract.extract(self.blueprint, self.tensors, chosen, self._statistics.get(chosen))
         return small.train(self.training)
 
@@ -477,11 +441,6 @@ class SortedModel(GraphModule):
         """Write the model to a folder that `sortify.load` reads: safetensors, JSON, graphs; no pickle."""
         checkpoint.save(path, self.blueprint, self.tensors, self.example_tensors, self._statistics)
 
-    @property
-    def statistics(self) -> Mapping[Subnet, Mapping[str, torch.Tensor]]:
-        """Recalibrated batch-norm statistics by sub-network."""
-        return MappingProxyType(self._statistics)
-
 
 def load(path: str | Path) -> SortedModel:
     """Read a model that `SortedModel.save` wrote. Runs no code from the folder and traces nothing.
@@ -492,5 +451,5 @@ def load(path: str | Path) -> SortedModel:
     found = checkpoint.read(path)
     model = SortedModel(found.blueprint, found.tensors, found.examples)
     model.record_scores(read_scores(path))
-    model._statistics.update(found.statistics)
+    model.take_statistics(found.statistics)
     return model.eval()

@@ -13,6 +13,7 @@ from sortify.capture.lifting import Program
 from sortify.costs.cost import CostModel
 from sortify.graph.signature import Signature
 from sortify.network.network import Runner
+from sortify.network.norms import frozen
 from sortify.plan import Plan
 from sortify.rewriting.rewrite import rewrite
 from sortify.space.profile import Profile
@@ -32,6 +33,7 @@ class Blueprint:
         source: what the model was converted from, for people.
         profile: what sub-networks cost on a machine, if that was measured.
         ordered: the measure by which units were sorted last, if they were; blocks_ranked: whether blocks were, too.
+        thawed: the train graph as it was captured, where that among the programs has frozen norms.
     """
 
     programs: Mapping[str, Program]
@@ -45,6 +47,7 @@ class Blueprint:
     profile: Profile | None = None
     ordered: str | None = None
     blocks_ranked: bool = False
+    thawed: Program | None = None
 
     @cached_property
     def sorted_runners(self) -> dict[str, Runner]:
@@ -71,3 +74,20 @@ class Blueprint:
 
     def with_profile(self, profile: Profile) -> Blueprint:
         return replace(self, profile=profile)
+
+    @property
+    def norms_frozen(self) -> bool:
+        """Whether norms use the full network's running statistics in training too."""
+        return self.thawed is not None
+
+    def with_frozen_norms(self, wanted: bool) -> Blueprint:
+        """The model with norms that leave their running statistics alone, or with norms as they were captured.
+
+        Raises:
+            CaptureError: a norm cannot be told to.
+        """
+        if wanted == self.norms_frozen:
+            return self
+        train = self.thawed or self.programs["train"]
+        programs = {**self.programs, "train": frozen(train) if wanted else train}
+        return replace(self, programs=programs, thawed=train if wanted else None)
