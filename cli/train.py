@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -72,6 +73,10 @@ Momentum = Annotated[float, _option("--momentum", "Of sgd.", HOW)]
 Schedule = Annotated[str, _option("--schedule", "Of the learning rate: cosine, linear or constant.", HOW)]
 Warmup = Annotated[float, _option("--warmup", "Share of the steps in which the learning rate rises.", HOW)]
 Clip = Annotated[float, _option("--clip", "Largest norm of the gradient; 0: no limit.", HOW)]
+Norms = Annotated[
+    str | None,
+    _option("--norms", "own: each has batch-norm statistics of its own; frozen: all use the full model's of now.", HOW),
+]
 Precision = Annotated[str, _option("--precision", "no (float32), bf16, fp16, or auto.", HOW)]
 Ema = Annotated[float | None, _option("--ema", "End with a moving average of the weights, such as 0.999.", HOW)]
 Recompute = Annotated[
@@ -114,6 +119,7 @@ def run(
     schedule: Schedule = "cosine",
     warmup: Warmup = 0.05,
     clip: Clip = 1.0,
+    norms: Norms = None,
     precision: Precision = "auto",
     ema: Ema = None,
     gradient_checkpointing: Recompute = False,
@@ -135,16 +141,20 @@ def run(
     verbose: Verbose = False,
 ) -> None:
     """Train all sub-networks of a sorted model at once (SortedNet, arXiv 2309.00255)."""
-    options = locals()
+    _train(dir, locals())
+
+
+def _train(dir: Path, options: Mapping[str, Any]) -> None:
+    """Train with options by name, and say what came of it."""
     config = _config(options)
-    text = required_data(data)
+    text = required_data(options["data"])
     model = sortify.load(dir)
     names = ("batch_size", "seed", "augment", "tokenizer", "sequence_length", "workers", "task")
     loaded = sortify.load_data(text, model=model, **{name: options[name] for name in names})
-    chosen = sortify.task_for(loaded, model, task)
-    trainer = sortify.Trainer(model, loaded, config, task=chosen, directory=dir, progress=True)
+    task = sortify.task_for(loaded, model, options["task"])
+    trainer = sortify.Trainer(model, loaded, config, task=task, directory=dir, progress=True)
     say(f"{dir}: {trainer.task.name} on {loaded.description}")
-    result = trainer.run(resume=resume, overwrite=overwrite)
+    result = trainer.run(resume=options["resume"], overwrite=options["overwrite"])
     if not result.losses:
         say(f"{dir}: this training came to its end before, after {result.steps} steps; nothing to do")
         return

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from cli_calls import call, errors, works, write_folder
 from test_train import same, stop_at, weights
 from training_models import example, make_model
 from training_script import make_trainer
@@ -102,6 +103,58 @@ def test_a_training_with_recomputed_blocks_equals_one_without(tmp_path: Path) ->
     one, other = weights(tmp_path / "plain"), weights(tmp_path / "again")
     for name, value in one.items():
         torch.testing.assert_close(value, other[name], rtol=1e-4, atol=1e-5)
+
+
+# -- norms
+
+
+def test_a_training_with_frozen_norms_leaves_their_statistics_and_is_saved_with_them(tmp_path: Path) -> None:
+    before = make_model("bn", seed=1).state_dict()
+    make_trainer("bn", tmp_path, norms="frozen").run()
+    model = load(tmp_path)
+    kept = [name for name in before if "running_" in name or "batches_tracked" in name]
+    assert len(kept) == 12
+    after = model.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in kept)
+    assert not torch.equal(after["stem.weight"], before["stem.weight"])
+    assert model.norms_frozen
+    assert not model.statistics
+    assert all(model.is_calibrated(member) for member in model.space.landmarks())
+
+
+def test_norms_stay_as_the_model_says_unless_the_training_does(tmp_path: Path) -> None:
+    model = make_model("bn", seed=1)
+    model.freeze_norms()
+    model.save(tmp_path)
+    make_trainer("bn", tmp_path, steps=2).run()
+    assert load(tmp_path).norms_frozen
+    make_trainer("bn", tmp_path, steps=2, norms="own").run()
+    again = load(tmp_path)
+    assert not again.norms_frozen
+    assert set(again.statistics) == set(again.space.landmarks())
+
+
+def test_a_resumed_training_with_frozen_norms_equals_an_unbroken_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"norms": "frozen", "save_steps": 5}
+    make_trainer("bn", tmp_path / "whole", **settings).run()
+    stop_at(make_trainer("bn", tmp_path / "cut", **settings), 7, monkeypatch)
+    with pytest.raises(TrainingError, match="changed: norms"):
+        make_trainer("bn", tmp_path / "cut", save_steps=5).run(resume=True)
+    make_trainer("bn", tmp_path / "cut", **settings).run(resume=True)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+
+
+def test_the_command_line_freezes_norms(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    works(tmp_path, "convert", "model.pt")
+    works(tmp_path, "train", "--steps", "2", "--norms", "frozen")
+    assert load(tmp_path / "sorted").norms_frozen
+    assert not errors(works(tmp_path, "extract", "--budget", "0.5"))
+    wrong = call(tmp_path, "train", "--norms", "warm")
+    assert wrong.exit_code == 1
+    assert errors(wrong) == ["error: unknown norms 'warm'; there are own, frozen"]
 
 
 # -- trackers

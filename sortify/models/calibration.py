@@ -121,8 +121,9 @@ class Calibrated(GraphModule):
         Raises:
             CaptureError: a norm cannot be told to.
         """
-        self.blueprint = self.blueprint.with_frozen_norms(frozen)
-        self.forget_statistics()
+        if frozen != self.norms_frozen:
+            self.blueprint = self.blueprint.with_frozen_norms(frozen)
+            self.forget_statistics()
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As of any module; recalibrated statistics are forgotten."""

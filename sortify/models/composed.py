@@ -179,7 +179,8 @@ class ComposedModel(SortedModel):
 
     def freeze_norms(self, frozen: bool = True) -> None:
         """As for any sorted model; norms between the parts, which have one size, keep their statistics too."""
-        self.forget_statistics()
+        if frozen != self.norms_frozen:
+            self.forget_statistics()
         for part in self._parts:
             part.model.freeze_norms(frozen)
         if not frozen:

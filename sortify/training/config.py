@@ -16,6 +16,7 @@ from sortify.training.samplers import SAMPLERS
 
 OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("cosine", "linear", "constant")
+NORMS = ("own", "frozen")
 PRECISIONS = ("auto", "no", "bf16", "fp16")
 UNLOGGED = "none"
 TRACKERS = (UNLOGGED, *sorted(LOGGER_TYPE_TO_CLASS))
@@ -54,6 +55,9 @@ class TrainConfig:
         warmup: share of the steps in which the learning rate rises from 0.
         clip: largest norm of the gradient; None for no limit.
         precision: "no" (float32), "bf16", "fp16", or "auto" for what `accelerate launch` says, else "no".
+        norms: what batch-norms normalise by: "own" (each sub-network has its own statistics: those of its batch while
+            it trains, measured at the end), "frozen" (all use those of the full network when training begins, which
+            stay), or None for what the model says, see `SortedModel.freeze_norms`.
         recalibrate: training batches for the batch-norm statistics of every trained sub-network at the end; 0 for none.
         seed: of everything that is drawn.
         save_steps: steps between two checkpoints.
@@ -88,6 +92,7 @@ class TrainConfig:
     warmup: float = 0.05
     clip: float | None = 1.0
     precision: str = "auto"
+    norms: str | None = None
     recalibrate: int = 20
     seed: int = 0
     save_steps: int | None = None
@@ -110,6 +115,8 @@ class TrainConfig:
         ):
             if getattr(self, name) not in known:
                 raise TrainingError(f"unknown {name} '{getattr(self, name)}'; there are {', '.join(known)}")
+        if self.norms not in (None, *NORMS):
+            raise TrainingError(f"unknown norms '{self.norms}'; there are {', '.join(NORMS)}")
         for name in ("multiple", "epochs", "steps", "lr", "clip", "save_steps", "save_minutes"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):

@@ -126,6 +126,8 @@ class _Run:
         self._device = self._accelerator.device if config.device == "auto" else torch.device(config.device)
         precision = self._accelerator.mixed_precision if config.precision == "auto" else config.precision
         self._cast_to = PRECISION_TYPES.get(str(precision))
+        if config.norms is not None:
+            self._whole.freeze_norms(config.norms == "frozen")
         self._model = self._placed()
         self._objective = make_objective(config.objective, trainer.space, self._levels)
         shared = SAMPLERS[config.sampler].shares_batch or self._objective.shares_batch
