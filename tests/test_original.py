@@ -13,7 +13,7 @@ from zoo import ROW, randomize
 
 from sortify import SortedModel, sortify
 from sortify.errors import CaptureError, ProofError
-from sortify.proof.original import gap
+from sortify.proof.original import Gradients, gap
 from sortify.proof.proof import GRADIENTS
 from sortify.rewriting.rewrite import rewrite
 
@@ -190,3 +190,16 @@ def test_the_gap_of_gradients_is_seen() -> None:
     assert gap([torch.zeros(2)], [torch.ones(2)]) == float("inf")
     assert gap([torch.zeros(2)], [torch.zeros(2)]) == gap([], []) == 0
     assert gap([torch.ones(1)], [torch.tensor([float("nan")])]) == float("inf")
+    assert gap(one, [torch.tensor([1.0, float("nan")]), torch.zeros(2)]) == float("inf")
+
+
+def test_gradients_in_bundles_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = [torch.rand(3, 2, requires_grad=True) for _ in range(5)]
+    total = sum((weight**3).sum() for weight in weights[:4])
+    whole = list(Gradients(total, weights, originals=True))
+    monkeypatch.setattr("sortify.proof.original.BUNDLE", 7)
+    bundled = Gradients(total, weights, originals=True)
+    for _ in range(2):  # whoever asks again gets them again
+        assert all(torch.equal(a, b) for a, b in zip(bundled, whole, strict=True))
+    assert torch.equal(whole[0], 3 * weights[0] ** 2)
+    assert not whole[4].any()

@@ -213,11 +213,9 @@ def identity(model: SortedModel, original: nn.Module, inputs: Inputs, mode: str)
     """The full model against the original, in float64 if both run in it; and whether float32's tolerance applies."""
     left_out = model.report.left_out if model.report else NOTHING
     try:
-        wide = copy.deepcopy(original).double()
-        copied = copy.deepcopy(model).double()
-        with _Narrow() as narrow:
-            expected = run(wide, doubled(inputs), mode, left_out)
-        found = run(copied, doubled(inputs), mode)
+        with _Narrow() as narrow:  # one copy at a time: there are large models
+            expected = run(copy.deepcopy(original).double(), doubled(inputs), mode, left_out)
+        found = run(copy.deepcopy(model).double(), doubled(inputs), mode)
     except Exception:
         expected, found = None, None
     if expected is None or not finite(expected):  # the original itself does not work in float64
@@ -247,11 +245,12 @@ def repeats(original: nn.Module, inputs: Inputs, mode: str) -> bool:
 
 def slicing(model: SortedModel, subnet: Subnet, inputs: Inputs, mode: str) -> float:
     """A sub-network in place against its extraction."""
-    state = clone(dict(model.state_dict()))
+    state = {name: buffer.clone() for name, buffer in model.named_buffers()}
     small = model.extract(subnet=subnet)
     with model.using(subnet):
         found = run(model, inputs, mode)
-    model.load_state_dict(state)
+    for name, buffer in model.named_buffers():
+        buffer.copy_(state[name])
     expected = run(small, inputs, mode)
     if not finite(expected):
         return math.inf if finite(run(model, inputs, mode)) else difference(expected, found)

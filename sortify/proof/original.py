@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -61,6 +61,55 @@ def in_double(
     return _furthest(exact, found), _furthest(exact, _outcome(blueprint, tensors, examples, mode, original))
 
 
+BUNDLE = 2**27
+"""Numbers of gradients that are there at once, at most, unless one parameter alone has more."""
+
+
+class NotDifferentiable(Exception):
+    """The original has an op without a derivative."""
+
+
+class Gradients:
+    """Of a sum with respect to some tensors, in bundles: those of a large model never are there all at once.
+
+    Args:
+        total: None where nothing has a gradient: all are zero then.
+        wanted: the tensors.
+        originals: whether it is the original whose gradients these are.
+    """
+
+    def __init__(self, total: torch.Tensor | None, wanted: Sequence[torch.Tensor], originals: bool) -> None:
+        self._total, self._originals = total, originals
+        self._bundles, size = list[list[torch.Tensor]](), BUNDLE
+        for tensor in wanted:
+            if size >= BUNDLE:
+                self._bundles.append([])
+                size = 0
+            self._bundles[-1].append(tensor)
+            size += tensor.numel()
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        """Work them out; again if asked again.
+
+        Raises:
+            NotDifferentiable: the original does not allow it.
+        """
+        for bundle in self._bundles:
+            yield from self._of(bundle)
+
+    def _of(self, bundle: list[torch.Tensor]) -> Sequence[torch.Tensor]:
+        if self._total is None:
+            return [torch.zeros_like(t) for t in bundle]
+        try:
+            return torch.autograd.grad(
+                self._total, bundle, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+        except (RuntimeError, NotImplementedError) as error:
+            if self._originals:
+                raise NotDifferentiable from error
+            raise
+
+
 def gradients_apart(
     blueprint: Blueprint,
     tensors: Tensors,
@@ -69,7 +118,7 @@ def gradients_apart(
     runner: Runner | None = None,
     leading: Sequence[Any] = (),
     widen: Callable[[torch.Tensor], torch.Tensor] | None = None,
-) -> tuple[float, list[torch.Tensor]]:
+) -> tuple[float, Gradients]:
     """How far the gradients of a graph in training mode are from the original's, relative to the largest of these.
 
     Autograd records what the graph does; a backward pass that the original brings along (a custom autograd function,
@@ -83,19 +132,22 @@ def gradients_apart(
         tensors, examples = {name: widen(t) for name, t in tensors.items()}, [widen(t) for t in examples]
     try:
         expected = _gradients(blueprint, tensors, examples, original)
-    except (RuntimeError, NotImplementedError):  # an op without a derivative
-        return 0.0, []
-    found = _gradients(blueprint, tensors, examples, None, runner, leading)
-    return gap(expected, found), expected
+        found = _gradients(blueprint, tensors, examples, None, runner, leading)
+        return gap(expected, found), expected
+    except NotDifferentiable:
+        return 0.0, Gradients(None, [], originals=True)
 
 
-def gap(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> float:
+def gap(expected: Iterable[torch.Tensor], found: Iterable[torch.Tensor]) -> float:
     """The largest difference of gradients, relative to the largest expected one: a bias that the next norm takes off
     again has rounding alone, and is not held against its own size.
     """
-    scale = max((float(t.abs().max()) for t in expected if t.numel()), default=0.0)
-    worst = max((float((a - b).abs().max()) for a, b in zip(expected, found, strict=True) if a.numel()), default=0.0)
-    return 0.0 if worst == 0 else worst / scale if scale > 0 and worst == worst else float("inf")
+    scale = worst = 0.0
+    for a, b in zip(expected, found, strict=True):
+        if a.numel():
+            apart = float((a - b).abs().max())
+            scale, worst = max(scale, float(a.abs().max())), max(worst, apart if apart == apart else float("inf"))
+    return 0.0 if worst == 0 else worst / scale if scale > 0 else float("inf")
 
 
 def _gradients(
@@ -105,8 +157,8 @@ def _gradients(
     original: nn.Module | None,
     runner: Runner | None = None,
     leading: Sequence[Any] = (),
-) -> list[torch.Tensor]:
-    """Of the original, or else of a graph: zeros where there is no gradient, and nothing where there is none at all."""
+) -> Gradients:
+    """Of the original, or else of a graph: zeros where there is no gradient."""
     own = clones(tensors, blueprint)
     learnt = [n for n, t in own.items() if blueprint.infos[n].kind == "parameter" and t.is_floating_point()]
     own |= {name: own[name].detach().requires_grad_() for name in learnt}
@@ -122,10 +174,7 @@ def _gradients(
             with mode_of(original, True):
                 outputs = _called(original, state, args, kwargs)
     wanted = [*(own[name] for name in learnt), *(t for t in leaves if t.requires_grad)]
-    total = _weighted(outputs)
-    if total is None:
-        return [torch.zeros_like(t) for t in wanted]
-    return list(torch.autograd.grad(total, wanted, allow_unused=True, materialize_grads=True))
+    return Gradients(_weighted(outputs), wanted, original is not None)
 
 
 def _weighted(outputs: Any) -> torch.Tensor | None:
