@@ -54,6 +54,15 @@ Untie = Annotated[
         rich_help_panel="What is trained",
     ),
 ]
+Every = Annotated[
+    str,
+    typer.Option(
+        "--every",
+        metavar="NAMES",
+        help="What is drawn in every size from the lowest level to the highest: such as width.",
+        rich_help_panel="What is trained",
+    ),
+]
 Multiple = Annotated[
     int,
     typer.Option(

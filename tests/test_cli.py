@@ -214,7 +214,7 @@ def test_the_command_line_wins_over_the_settings(trained: Path) -> None:
     works(trained, "train", "--dims", "depth", "--levels", "depth=0.5,1", "--steps", "1", "--sampler", "sandwich")
     levels = sortify.load(trained / "sorted").space.trained
     assert levels is not None
-    assert levels.to_json() == {"levels": {"depth": [0.5, 1.0]}, "untied": [], "multiple": 1}
+    assert levels.to_json() == {"levels": {"depth": [0.5, 1.0]}, "untied": [], "multiple": 1, "every": []}
     config = json.loads((trained / "sorted" / "training" / "status.json").read_text())["config"]
     assert (config["steps"], config["sampler"]) == (1, "sandwich")
 

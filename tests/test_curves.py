@@ -11,7 +11,17 @@ import pytest
 import torch
 
 from sortify.reporting.charts import Line, Side, plot, scale
-from sortify.reporting.curves import Step, buckets, by_level, by_subnet, levels_of, read_history, smoothed, spread
+from sortify.reporting.curves import (
+    Step,
+    buckets,
+    by_level,
+    by_subnet,
+    gathered,
+    levels_of,
+    read_history,
+    smoothed,
+    spread,
+)
 
 # --- curves ----------------------------------------------------------------------------------------------------------
 
@@ -79,6 +89,11 @@ def test_of_many_levels_some_are_drawn_with_both_ends() -> None:
     found = spread([i / 16 for i in range(1, 17)], 6)
     assert (len(found), found[0], found[-1]) == (6, 1 / 16, 1.0)
     assert found == sorted(set(found))
+
+
+def test_of_many_sizes_each_goes_with_the_nearest_level() -> None:
+    losses = {0.25: [(0, 1.0), (5, 2.0)], 0.3: [(3, 4.0)], 0.7: [(1, 3.0)], 1.0: [(2, 5.0)]}
+    assert gathered(losses, [0.25, 1.0]) == {0.25: [(0, 1.0), (3, 4.0), (5, 2.0)], 1.0: [(1, 3.0), (2, 5.0)]}
 
 
 # --- charts ----------------------------------------------------------------------------------------------------------

@@ -221,3 +221,93 @@ def test_trained_settings_are_what_budgets_choose_from() -> None:
     trained = Trained((("width", (0.5, 1.0)),), (), 8)
     assert dict(make_space(trained=trained).subnet(width=0.5).sizes) == {"hidden": 16, "ffn": 8, "heads": 4}
     assert SPACE.subnet(width=0.5) not in make_space(trained=trained).members()
+
+
+# -- every size
+
+
+def drawn(space: Space, count: int = 3000) -> list[Subnet]:
+    generator = torch.Generator().manual_seed(5)
+    return [space.sample(generator) for _ in range(count)]
+
+
+def test_every_size_between_the_levels_is_drawn_and_no_other() -> None:
+    space = LAYERED.using({"hidden": (0.25, 1.0), "inner": (0.5, 1.0), "depth": 3}, every=("hidden", "depth"))
+    found = drawn(space)
+    assert {dict(each.sizes)["hidden"] for each in found} == set(range(16, 65))
+    assert {dict(each.sizes)["layers.0.inner"] for each in found} == {128, 256}
+    assert {dict(each.depths)["layers"] for each in found} == {2, 3, 4, 5, 6}
+    assert {dict(each.sizes)["layers.0.heads"] for each in found} == {8}
+    assert space.count == 49 * 2 * 5
+    counts = [sum(dict(each.sizes)["hidden"] == size for each in found) for size in range(16, 65)]
+    assert min(counts) > 3000 / 49 / 2
+    assert max(counts) < 3000 / 49 * 2
+
+
+def test_every_size_that_rounding_allows() -> None:
+    space = LAYERED.using({"hidden": (0.25, 1.0), "heads": (0.25, 1.0)}, multiple=12, every=("hidden", "heads"))
+    assert {dict(each.sizes)["hidden"] for each in drawn(space)} == {12, 24, 36, 48, 60, 64}
+    assert {dict(each.sizes)["layers.0.heads"] for each in drawn(space)} == set(range(2, 9))
+    assert space.subnet(hidden=0.25) in space.members()
+
+
+def test_axes_that_move_at_once_have_every_size_that_any_of_them_has() -> None:
+    space = LAYERED.using({"width": (0.5, 1.0)}, every=("width",))
+    found = {(dict(each.sizes)["hidden"], dict(each.sizes)["layers.3.inner"]) for each in drawn(space, 4000)}
+    assert {inner for _, inner in found} == set(range(128, 257))
+    assert {hidden for hidden, _ in found} == set(range(32, 65))
+    assert all(abs(4 * hidden - inner) <= 2 for hidden, inner in found)
+    untied = space.untied("inner")
+    sizes = [dict(each.sizes) for each in drawn(untied, 50)]
+    assert any(own["layers.0.inner"] != own["layers.1.inner"] for own in sizes)
+    assert untied.count == 33 * 129**6
+
+
+def test_any_size_between_the_levels_is_a_member_and_the_levels_are_the_landmarks() -> None:
+    grid = LAYERED.using({"width": (0.25, 0.5, 1.0), "depth": (0.5, 1.0)})
+    space = grid.using(every=("width", "depth"))
+    assert space.landmarks() == grid.members()
+    assert space.untied("inner").landmarks() == grid.members()
+    assert set(grid.members()) <= set(space.members())
+    assert len(space.members()) == space.count > 4 * grid.count
+    assert all(space.is_member(each) for each in drawn(space, 200))
+    assert space.is_member(space.subnet(width=0.631, depth=0.7))
+    assert not grid.is_member(space.subnet(width=0.631, depth=0.7))
+    assert not space.is_member(space.subnet(width=0.2))
+    for name in ("smallest", "full"):
+        assert getattr(space, name) == getattr(grid, name)
+
+
+@pytest.mark.parametrize("budget", [0.15, 0.3, 0.43, 0.61, 0.87])
+def test_budgets_come_closer_with_every_size(budget: float) -> None:
+    grid = LAYERED.using({"width": (0.25, 0.5, 1.0), "depth": (0.5, 1.0)})
+    space = grid.using(every=("width", "depth"))
+    allowed = budget * space.cost(space.full).flops
+    coarse, fine = (each.cost(each.at(budget)).flops for each in (grid, space))
+    assert coarse <= fine <= allowed
+    assert fine > 0.98 * allowed
+
+
+def test_the_record_of_every_size_is_kept() -> None:
+    trained = Trained((("width", (0.25, 1.0)),), multiple=4, every=("width",))
+    assert Trained.from_json(trained.to_json()) == trained
+    old = {name: value for name, value in trained.to_json().items() if name != "every"}
+    assert Trained.from_json(old).every == ()
+    space = Space(LAYERED._plan, LAYERED.exact, trained)
+    assert space.is_member(space.using(every=()).subnet(width=0.4375))
+    assert not space.using(every=()).is_member(space.subnet(width=0.4375))
+
+
+@pytest.mark.parametrize(
+    ("levels", "every", "text"),
+    [
+        ({"width": 4}, ("depth",), "every='depth': these axes stay full, give them levels"),
+        ({"width": 4}, ("hidden",), "every: only some of the axes of 'width', which move at once"),
+        ({"width": 4}, ("nothing",), "'nothing' is no group, axis or chain"),
+    ],
+)
+def test_every_size_of_what_cannot_have_it_is_refused(
+    levels: dict[str, int], every: tuple[str, ...], text: str
+) -> None:
+    with pytest.raises(AxesError, match=text):
+        LAYERED.using(levels, every=every)

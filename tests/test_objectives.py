@@ -203,6 +203,14 @@ def test_sum_runs_all_that_are_nested_in_the_draw() -> None:
     assert len(objective.members([model.space.full])) == 6
 
 
+def test_sum_runs_the_levels_inside_a_draw_of_any_size() -> None:
+    space = make_model("mlp").space
+    levels = (("width", (0.25, 0.5, 1.0)),)
+    drawn = space.subnet(width=0.7)
+    members = make_objective("sum", space.using(dict(levels), every=("width",)), levels).members([drawn])
+    assert members == [drawn, space.subnet(width=0.5), space.subnet(width=0.25)]
+
+
 def test_largest_first_never_puts_a_member_before_what_contains_it() -> None:
     model = make_model("mlp-still")
     many = model.space.grid(width=4, depth=4)

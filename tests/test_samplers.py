@@ -216,6 +216,17 @@ def test_untied_axes_are_drawn_on_their_own(name: str) -> None:
     assert any(len(sizes) > 1 for sizes in inner)
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_size_is_drawn_by_every_sampler(name: str) -> None:
+    levels = (("width", (0.5, 1.0)), ("depth", (0.5, 1.0)))
+    space = SPACE.using(dict(levels), every=("width", "depth"))
+    found = [subnet for step in draws(make_sampler(name, space, levels, 4, 100), 0, 100) for subnet in step]
+    widths, depths = len({each.sizes for each in found}), {each.depths[0][1] for each in found}
+    assert all(space.is_member(each) for each in found)
+    assert depths == {2, 3, 4}
+    assert widths > 12  # the levels alone have two, the axis of 32 units has 17
+
+
 def test_a_sampler_of_ones_own_has_a_few_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(samplers, "SAMPLERS", dict(SAMPLERS))
 

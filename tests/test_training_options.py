@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,54 @@ def test_a_training_with_recomputed_blocks_equals_one_without(tmp_path: Path) ->
     one, other = weights(tmp_path / "plain"), weights(tmp_path / "again")
     for name, value in one.items():
         torch.testing.assert_close(value, other[name], rtol=1e-4, atol=1e-5)
+
+
+# -- every size
+
+
+def test_every_size_is_trained_recorded_and_extracted_and_the_levels_are_measured(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    works(tmp_path, "convert", "model.pt")
+    words = (
+        "--dims",
+        "width,depth",
+        "--levels",
+        "width=0.25,0.5,1,depth=2",
+        "--every",
+        "width",
+        "--log",
+        "tensorboard",
+    )
+    said = works(tmp_path, "train", "--steps", "24", *words).stdout
+    assert "trained: width 0.25, 0.5, 1; depth 0.5, 1; every size of width; 24 steps" in said
+    assert "every size of width" in works(tmp_path, "inspect").stdout
+    model = load(tmp_path / "sorted")
+    assert model.space.trained is not None
+    assert model.space.trained.every == ("width",)
+    assert set(model.statistics) == set(model.space.landmarks())
+    assert len(model.statistics) == 6
+    history = (tmp_path / "sorted" / "training" / "history.jsonl").read_text()
+    drawn = set(re.findall(r"width=([0-9.]+)", history))
+    assert len(drawn) > 3
+    (tmp_path / "sortify.toml").unlink()
+    told = errors(works(tmp_path, "extract", "--width", "0.625"))
+    assert len(told) == 1
+    assert "the batch-norm statistics are not those of" in told[0]
+    assert not errors(works(tmp_path, "extract", "--width", "0.625", "--data", "data.npz"))
+    told = errors(works(tmp_path, "extract", "--width", "0.125", "--data", "data.npz"))
+    assert "none of the sub-networks that were trained" in told[0]
+    works(tmp_path, "evaluate", "--data", "data.npz")
+    assert (tmp_path / "sorted" / "evaluation.csv").read_text().count("\n") == 7
+    works(tmp_path, "report")
+
+
+def test_losses_of_every_size_are_told_with_the_nearest_level(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings: dict[str, Any] = {"levels": {"width": (0.5, 1.0)}, "dims": ("width",), "every": ("width",)}
+    make_trainer("mlp", tmp_path, steps=20, log="tensorboard", **settings).run()
+    found = EventAccumulator(str(tmp_path / "training" / "logs")).Reload()
+    assert {tag for tag in found.Tags()["scalars"] if "width" in tag} == {"loss/width=0.5", "loss/width=1"}
 
 
 # -- norms

@@ -148,3 +148,11 @@ def spread(levels: Sequence[float], most: int) -> list[float]:
     if len(levels) <= most:
         return list(levels)
     return [levels[round(i * (len(levels) - 1) / (most - 1))] for i in range(most)]
+
+
+def gathered(levels: Mapping[float, Series], chosen: Sequence[float]) -> dict[float, Series]:
+    """The losses of all levels, each with the nearest of some, in the order of the steps."""
+    found: dict[float, list[tuple[int, float]]] = {level: [] for level in chosen}
+    for level, losses in levels.items():
+        found[min(chosen, key=lambda own: abs(own - level))].extend(losses)
+    return {level: sorted(losses) for level, losses in found.items()}

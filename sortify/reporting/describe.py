@@ -98,6 +98,7 @@ def trained_text(model: SortedModel) -> str:
     if trained is None:
         return "nothing yet"
     told = [f"{group} {', '.join(f'{x:g}' for x in levels)}" for group, levels in trained.levels]
+    told += [f"every size of {', '.join(trained.every)}"] if trained.every else []
     told += [f"untied {', '.join(trained.untied)}"] if trained.untied else []
     told += [f"multiples of {trained.multiple}"] if trained.multiple > 1 else []
     return "; ".join(told) or "full only"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sortify.evaluate import quantity
 from sortify.models.sorted_model import SortedModel
@@ -15,6 +15,8 @@ from sortify.reporting.page import Cell, Number, Section, Table, cut, percent
 
 LINES = 6
 """Levels of a group that are drawn."""
+MANY = 32
+"""Levels beyond which each goes with the nearest that is drawn."""
 GROUPS = 4
 """Groups whose levels are drawn."""
 ENDS = 0.1
@@ -78,16 +80,18 @@ def _level_charts(history: History) -> list[Chart]:
     return [_level_chart(group, levels) for group, levels in list(curves.by_level(history).items())[:GROUPS]]
 
 
-def _level_chart(group: str, levels: dict[float, list[tuple[int, float]]]) -> Chart:
+def _level_chart(group: str, levels: Mapping[float, Series]) -> Chart:
     chosen = curves.spread(list(levels), LINES)
+    shown = curves.gathered(levels, chosen) if len(levels) > MANY else levels
     lines = []
     for index, level in enumerate(chosen):
-        found = curves.buckets(levels[level], curves.LEVEL_POINTS)
+        found = curves.buckets(shown[level], curves.LEVEL_POINTS)
         texts = tuple(f"{group} {level:g}, up to step {own.last}: {own.smooth:.4g}" for own in found)
         points = tuple((float(own.last), own.smooth) for own in found)
         lines.append(Line(f"{group} {level:g}", points, f"c{index % charts.HUES}", texts))
     label = f"smoothed loss by {group}: " + ", ".join(f"{x.name} ends at {x.points[-1][1]:.4g}" for x in lines)
     left = "" if len(chosen) == len(levels) else f"{len(chosen)} of {len(levels)} levels; "
+    left = f"{len(levels)} levels, each with the nearest of {len(chosen)}; " if len(levels) > MANY else left
     note = f"{left}mean over whatever else was drawn"
     svg = charts.plot(label, lines, Side("step", quantity), Side("loss", "{:.2g}".format, log=True))
     return Chart(f"Loss by {group}", label, svg, tuple((own.name, own.style) for own in lines), note)

@@ -8,7 +8,7 @@ each axis the most particular one counts.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -29,22 +29,30 @@ class Trained:
         levels: groups, kinds, patterns or names -> fractions; what is not named stayed full.
         untied: kinds, groups or patterns of axes that were drawn one by one.
         multiple: widths were rounded to multiples of this number of units.
+        every: kinds, groups or patterns of which every size from the lowest level to the highest was drawn.
     """
 
     levels: tuple[tuple[str, Fractions], ...]
     untied: tuple[str, ...] = ()
     multiple: int = 1
+    every: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
         levels = {name: list(fractions) for name, fractions in self.levels}
-        return {"levels": levels, "untied": list(self.untied), "multiple": self.multiple}
+        return {
+            "levels": levels,
+            "untied": list(self.untied),
+            "multiple": self.multiple,
+            "every": list(self.every),
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Trained:
         """Read what `to_json` gave. Raises KeyError, TypeError, ValueError or AttributeError for anything else."""
         levels = tuple((str(name), tuple(map(float, fractions))) for name, fractions in data["levels"].items())
-        return cls(levels, tuple(map(str, data["untied"])), int(data["multiple"]))
+        untied, every = (tuple(map(str, names)) for names in (data["untied"], data.get("every", ())))
+        return cls(levels, untied, int(data["multiple"]), every)
 
 
 @dataclass(frozen=True)
@@ -187,22 +195,40 @@ class Columns:
         if settings.multiple < 1:
             raise AxesError(f"multiple={settings.multiple}: expected a whole number from 1")
         owners = self.owners([key for key, _ in settings.levels])
-        free = {place for key in settings.untied for place in self.named(key)[1]}
-        for key in settings.untied:
-            if not any(owners[place] for place in self.named(key)[1]):
-                raise AxesError(f"untie={key!r}: these axes stay full, give them levels")
+        free = self._with_levels("untie", settings.untied, owners)
+        every = self._with_levels("every", settings.every, owners)
         knobs = []
         for key, fractions in settings.levels:
             check_fractions(key, fractions)
             places = [place for place, owner in enumerate(owners) if owner == key]
             tied = tuple(place for place in places if place not in free)
-            knobs += [self._knob(key, tied, fractions, settings.multiple)] if tied else []
-            knobs += [
-                self._knob(self.all[place].name, (place,), fractions, settings.multiple)
-                for place in places
-                if place in free
-            ]
+            alone = [(self.all[place].name, (place,)) for place in places if place in free]
+            for name, own in [(key, tied), *alone] if tied else alone:
+                wanted = fractions
+                if every & set(own):
+                    wanted = self._between(name, own, fractions, settings.multiple, every)
+                knobs.append(self._knob(name, own, wanted, settings.multiple))
         return tuple(knobs)
+
+    def _with_levels(self, what: str, keys: Sequence[str], owners: Sequence[str | None]) -> set[int]:
+        """The places that some names mean, all of which have levels."""
+        for key in keys:
+            if not any(owners[place] for place in self.named(key)[1]):
+                raise AxesError(f"{what}={key!r}: these axes stay full, give them levels")
+        return {place for key in keys for place in self.named(key)[1]}
+
+    def _between(
+        self, name: str, places: tuple[int, ...], fractions: Fractions, multiple: int, every: set[int]
+    ) -> Fractions:
+        """A fraction for each of the different sizes from the lowest level to the highest."""
+        if not every.issuperset(places):
+            raise AxesError(f"every: only some of the axes of {name!r}, which move at once: give them levels too")
+        alike = {(self.all[p].full, self.all[p].unit, self.all[p].group): p for p in places}
+        low, high = min(fractions), max(fractions)
+        steps = [f for f in _steps({self.all[p].full for p in places}) if low <= f <= high]
+        found = self._knob(name, tuple(alike.values()), (*steps, *fractions), multiple)
+        given = {level.sizes: level.fraction for level in found.levels if level.fraction in fractions}
+        return tuple(given.get(level.sizes, level.fraction) for level in found.distinct)
 
     def _knob(self, name: str, places: tuple[int, ...], fractions: Fractions, multiple: int) -> Knob:
         levels = [Level(f, tuple(self.all[p].size(f, multiple) for p in places)) for f in sorted(fractions)]
@@ -219,8 +245,8 @@ class Columns:
         even = [(i + 1) / count for i in range(count)]
         if len(self._knob(key, places, tuple(even), multiple).distinct) == count:
             return tuple(even)
-        halves = {n / (2 * size) for size in {self.all[p].full for p in places} for n in range(1, 2 * size + 1)}
-        between = sorted({*even, *(f for f in halves if f >= even[0])})
+        steps = _steps({self.all[p].full for p in places})
+        between = sorted({*even, *(f for f in steps if f >= even[0])})
         found = [level.fraction for level in self._knob(key, places, tuple(between), multiple).distinct]
         if len(found) <= count:
             return tuple(found)
@@ -230,6 +256,11 @@ class Columns:
             last = len(found) - (count - number - 1)
             chosen.append(min(range(first, last), key=lambda place: abs(found[place] - wanted)))
         return tuple(found[place] for place in chosen)
+
+
+def _steps(sizes: Collection[int]) -> set[float]:
+    """The fractions at which any of these sizes is cut to another one, and those that give each size exactly."""
+    return {n / (2 * size) for size in sizes for n in range(1, 2 * size + 1)}
 
 
 def check_fractions(name: str, fractions: Sequence[float]) -> None:

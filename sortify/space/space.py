@@ -95,6 +95,7 @@ class Space:
         levels: Mapping[str, LevelsOf] | None = None,
         untied: Sequence[str] | None = None,
         multiple: int | None = None,
+        every: Sequence[str] | None = None,
     ) -> Space:
         """This space with other settings.
 
@@ -102,6 +103,7 @@ class Space:
             levels: group, kind, pattern or name -> how many levels, or the fractions; what is not named stays full.
             untied: what moves on its own.
             multiple: widths are rounded to multiples of this number.
+            every: what has every size from its lowest level to its highest, not the levels alone.
 
         Raises:
             AxesError: a name means nothing here, or a level is no fraction.
@@ -109,7 +111,7 @@ class Space:
         now = self.settings
         multiple = now.multiple if multiple is None else multiple
         untied = now.untied if untied is None else tuple(untied)
-        settings = Trained(now.levels, untied, multiple)
+        settings = Trained(now.levels, untied, multiple, now.every if every is None else tuple(every))
         if levels is not None:
             settings = replace(settings, levels=self._levels(levels, multiple))
         self._columns.knobs(settings)
@@ -232,8 +234,9 @@ class Space:
         return [self._member(self.knobs, choice) for choice in self._all(self.knobs)]
 
     def landmarks(self) -> list[Subnet]:
-        """The sub-networks to measure: all members, or those whose axes move together where some are untied."""
-        return (self.tied if self.settings.untied else self).members()
+        """The sub-networks to measure: all members, or, of untied axes and of every size, those at the levels alone."""
+        now = self.settings
+        return (self.using(untied=(), every=()) if now.untied or now.every else self).members()
 
     @staticmethod
     def _all(knobs: Sequence[Knob]) -> list[Choice]:

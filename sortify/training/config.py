@@ -35,6 +35,8 @@ class TrainConfig:
         levels: evenly spaced levels per group, or levels per group by name; see `training.samplers.levels_for`.
         untied: kinds, groups or patterns of axes that are drawn one by one, such as ("inner",).
         multiple: widths are rounded to multiples of this number of units.
+        every: kinds, groups or patterns of axes of which every size from the lowest level to the highest is drawn, such
+            as ("width",); the levels are then what is measured afterwards.
         sampler: which sub-networks a step trains, a name in `sortify.SAMPLERS`: "random" (SortedNet), "sandwich" ...
         accumulate: sub-networks per optimiser step (g_acc); several numbers, such as (1, 2, 4), for equal parts of the
             training; "adaptive" for as many as the disagreement of gradients asks for (8 at most); None for the
@@ -76,6 +78,7 @@ class TrainConfig:
     levels: LevelSpec = 4
     untied: tuple[str, ...] = ()
     multiple: int = 1
+    every: tuple[str, ...] = ()
     sampler: str = "random"
     accumulate: Counts = None
     project: bool = False
@@ -143,7 +146,7 @@ class TrainConfig:
         """Return the fields as JSON values."""
         found = asdict(self)
         found["dims"] = None if self.dims is None else list(self.dims)
-        found["untied"] = list(self.untied)
+        found |= {"untied": list(self.untied), "every": list(self.every)}
         if isinstance(self.accumulate, tuple):
             found["accumulate"] = list(self.accumulate)
         if isinstance(self.levels, Mapping):
@@ -163,7 +166,7 @@ class TrainConfig:
         values = dict(stored)
         if values.get("dims") is not None:
             values["dims"] = tuple(values["dims"])
-        values["untied"] = tuple(values.get("untied", ()))
+        values |= {name: tuple(values.get(name, ())) for name in ("untied", "every")}
         if isinstance(values.get("accumulate"), list):
             values["accumulate"] = tuple(values["accumulate"])
         if isinstance(values.get("levels"), Mapping):

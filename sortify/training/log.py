@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from sortify.errors import TrainingError
 from sortify.training.config import UNLOGGED
+from sortify.training.sampling import Levels
 from sortify.training.update import Drawn
 
 EVERY = 10
@@ -25,12 +26,14 @@ class Log:
         name: of a tracker, or "none".
         accelerator: of the run; the main process writes.
         directory: the training's own folder, where TensorBoard's files go (`logs/`); None logs nothing.
+        levels: the losses of sizes between them are told with the nearest; none: each size by itself.
 
     Raises:
         TrainingError: the tracker's package is not installed.
     """
 
-    def __init__(self, name: str, accelerator: Accelerator, directory: Path | None) -> None:
+    def __init__(self, name: str, accelerator: Accelerator, directory: Path | None, levels: Levels = ()) -> None:
+        self._levels, self._all = dict(levels), sorted({level for _, own in levels for level in own})
         self._open = name != UNLOGGED and directory is not None
         self._accelerator = accelerator
         self._values: dict[str, list[float]] = defaultdict(list)
@@ -57,7 +60,8 @@ class Log:
         self._values["loss"].append(loss)
         for each in drawn:
             for name, fraction in each.subnet.fractions:
-                self._values[f"loss/{name}={fraction:g}"].append(float(each.loss))
+                level = min(self._levels.get(name, self._all), key=lambda own: abs(own - fraction), default=fraction)
+                self._values[f"loss/{name}={level:g}"].append(float(each.loss))
         self._samples += samples
         if step % EVERY == 0 or last:
             seconds = max(1e-9, time.monotonic() - self._since)

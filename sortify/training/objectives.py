@@ -101,7 +101,7 @@ class ChainObjective(BaseObjective):
 
 
 class SumObjective(BaseObjective):
-    """The task's loss of what was drawn and of all trained sub-networks inside it, averaged (stochastic summation).
+    """The task's loss of what was drawn and of all inside it that have trained levels, averaged (stochastic summation).
 
     Where only the depth is trained, one forward pass serves them all (Sorted LLaMA, arXiv 2309.08968); else a step may
     run as many sub-networks as there are.
@@ -118,8 +118,8 @@ class SumObjective(BaseObjective):
 
 @lru_cache(maxsize=8)
 def _members(space: Space, levels: Levels) -> tuple[Subnet, ...]:
-    """All that is trained."""
-    return tuple(space.using(dict(levels)).members()) if levels else ()
+    """All that is trained, at the levels alone."""
+    return tuple(space.using(dict(levels), every=()).members()) if levels else ()
 
 
 def largest_first(subnets: Sequence[Subnet]) -> list[Subnet]:

@@ -89,8 +89,9 @@ class Trainer:
         self.data = data
         self.config = config or TrainConfig()
         self.levels = levels_for(model.space, self._dims(), self.config.levels)
-        self.trained = Trained(self.levels, self.config.untied, self.config.multiple)
-        self.space = model.space.using(dict(self.levels), self.trained.untied, self.trained.multiple)
+        settings = self.config.untied, self.config.multiple, self.config.every
+        self.trained = Trained(self.levels, *settings)
+        self.space = model.space.using(dict(self.levels), *settings)
         self.task = task or task_for(data, model)
         self.directory = None if directory is None else Path(directory)
         self.progress = progress
@@ -260,7 +261,8 @@ class _Run:
         if self._config.gradient_checkpointing:
             self._model.gradient_checkpointing_enable()
         show = make_show(self._progress if self._accelerator.is_main_process else False, self._total, self._update.step)
-        log = Log(self._config.log, self._accelerator, None if self._folder is None else self._folder.path)
+        folder = None if self._folder is None else self._folder.path
+        log = Log(self._config.log, self._accelerator, folder, self._levels)
         try:
             with show:
                 while self._update.step < self._total:
