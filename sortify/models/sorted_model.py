@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 
 from sortify.costs.cost import Cost, Costs
 from sortify.depth import Chain
-from sortify.errors import BudgetError
+from sortify.errors import BudgetError, SortifyError
 from sortify.models import calibration, checkpoint, profiling
 from sortify.models.scores import Chosen, Scores, fingerprint, read_scores
 from sortify.network import exits, extract
 from sortify.network.blueprint import Blueprint
+from sortify.network.compiled import Compiler
+from sortify.network.features import Noted
 from sortify.network.network import Runner
 from sortify.ordering import importance
 from sortify.ordering import order as ordering
@@ -46,6 +48,8 @@ class SortedModel(calibration.Calibrated):
     _scores: Scores | None = None
     _stand_ins: tuple[Any, Mapping[str, torch.Tensor]] | None = None
     _together: exits.Together | None = None
+    _compiler: Compiler | None = None
+    _noted: Noted | None = None
     _known_weights: tuple[tuple[Any, ...], str] | None = None
 
     def __init__(
@@ -80,7 +84,26 @@ class SortedModel(calibration.Calibrated):
         return self.blueprint.sorted_runners["train" if self.training else "eval"]
 
     def _run(self, subnet: Subnet, inputs: Sequence[torch.Tensor]) -> Any:
+        if self._noted is not None:
+            return self._noted.run(self._runner(), subnet.values, self._tensors_of(subnet), inputs)
+        if self._compiler is not None:
+            return self._compiler(self._runner(), subnet.values, self._tensors_of(subnet), inputs)
         return self._runner()((subnet.values,), self._tensors_of(subnet), inputs)
+
+    @contextmanager
+    def noting_features(self) -> Iterator[Noted]:
+        """Keep the hidden features of each call, for the length of a `with` block: its `last`, by name.
+
+        Raises:
+            SortifyError: the model is in parts, or has no features.
+        """
+        if not self.plan.features:
+            raise SortifyError("the model has no hidden features to compare: no block, and no layer before its output")
+        before, self._noted = self._noted, Noted(self.plan)
+        try:
+            yield self._noted
+        finally:
+            self._noted = before
 
     def _tensors_of(self, subnet: Subnet) -> Mapping[str, torch.Tensor]:
         own = {} if self.training else self._statistics.get(subnet, {})
@@ -91,10 +114,22 @@ class SortedModel(calibration.Calibrated):
     def _run_many(self, subnets: Sequence[Subnet], inputs: Sequence[torch.Tensor]) -> list[Any]:
         """The outputs of several sub-networks, one by one where they cannot share."""
         own = {} if self.training else self._statistics
-        if len(subnets) == 1 or own.keys() & set(subnets) or not exits.can_share(self._runner()):
+        alone = len(subnets) == 1 or self._compiler is not None or own.keys() & set(subnets)
+        if alone or not exits.can_share(self._runner()):
             return [self._run(subnet, inputs) for subnet in subnets]
         values, axes = [subnet.values for subnet in subnets], len(self.plan.axes)
         return exits.run_many(self._runner(), values, axes, self._tensors_of(subnets[0]), inputs)
+
+    def compile(self, *, dynamic: bool = True, **options: Any) -> None:
+        """Run sub-networks through `torch.compile` from now on.
+
+        Args:
+            dynamic: widths are symbols: two graphs for each choice of blocks serve them all. False makes a graph for
+                every sub-network that runs, which may be faster, and takes the compiler's time for each.
+            options: of `torch.compile`, such as `mode="max-autotune"`.
+        """
+        for _, part in self.captured_parts():
+            part._compiler = Compiler(len(part.plan.axes), dynamic, options)
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
         """Let every bypassable block compute its activations again in the backward pass: less memory, more time.

@@ -1,0 +1,160 @@
+"""Sub-networks through `torch.compile`: the same numbers, and few graphs for many of them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from laws import gradients, loss
+from parts_models import detector
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from training_models import example, make_model
+
+from sortify import SortedModel, SortedUpdate, Subnet, difference, make_sampler, sortify
+from sortify.network.compiled import Compiler, flatten
+from sortify.rewriting.slicing import take, take_copy
+from sortify.training.samplers import levels_for
+
+WIDTHS, DEPTHS = (0.25, 0.5, 0.75, 1.0), (0.5, 1.0)
+pytestmark = [
+    pytest.mark.timeout(300),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor"),  # the compiler looks, and hides it from users
+]
+
+
+@pytest.fixture
+def counter() -> Iterator[CompileCounterWithBackend]:
+    """Counts the graphs that the compiler makes; none of another test is there."""
+    torch._dynamo.reset()
+    yield CompileCounterWithBackend("aot_eager")
+    torch._dynamo.reset()
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    torch.manual_seed(0)
+    return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
+
+
+def outcome(model: SortedModel, inputs: Any) -> tuple[Any, Any]:
+    """Outputs and gradients."""
+    model.zero_grad()
+    output = call(model, inputs)
+    loss(output).backward()
+    return output, gradients(model)
+
+
+def grid(model: SortedModel) -> list[Subnet]:
+    return [model.space.subnet(width=width, depth=depth) for width, depth in product(WIDTHS, DEPTHS)]
+
+
+@pytest.mark.parametrize(("kind", "training"), [("bn-still", True), ("mlp-still", False)])
+def test_two_graphs_for_each_choice_of_blocks(kind: str, training: bool, counter: CompileCounterWithBackend) -> None:
+    plain, inputs = make_model(kind).train(training), example(kind)
+    model = copy.deepcopy(plain)
+    model.compile(backend=counter)
+    for subnet in grid(plain):
+        results = []
+        for each in (plain, model):
+            each.activate(subnet)
+            results.append(outcome(each, inputs))
+        assert difference(*results) <= 1e-5, subnet
+    assert counter.frame_count == 2 * len(DEPTHS)  # for weights that are whole, and for all that are cut
+    assert difference(*(dict(each.named_buffers()) for each in (plain, model))) <= 1e-5 or not any(plain.buffers())
+
+
+def test_a_graph_for_every_sub_network_where_widths_are_constants(counter: CompileCounterWithBackend) -> None:
+    model = make_model("mlp").eval()
+    model.compile(dynamic=False, backend=counter)
+    for subnet in 2 * grid(model):
+        with model.using(subnet):
+            call(model, example("mlp"))
+    assert counter.frame_count == len(WIDTHS) * len(DEPTHS)
+
+
+def test_a_sorted_update_lands_the_same_gradients(counter: CompileCounterWithBackend) -> None:
+    found, inputs = [], example("bn")
+    for compiles in (False, True):
+        model = make_model("bn-still").train()
+        if compiles:
+            model.compile(backend=counter)
+        levels = levels_for(model.space, ("width", "depth"))
+        update = SortedUpdate(model, make_sampler("random", model.space, levels, 4))
+        drawn = update(lambda model=model: call(model, inputs).square().mean())  # type: ignore[misc]
+        found.append(([each.loss for each in drawn], gradients(model)))
+    assert counter.frame_count > 0
+    assert difference(*found) <= 1e-5
+
+
+def test_models_in_parts_compile_their_parts(counter: CompileCounterWithBackend) -> None:
+    pictures = [torch.rand(3, 64, 64)]
+    model = sortify(detector().eval(), (pictures,)).eval()
+    with model.using(width=0.5):
+        expected = model(pictures)
+        model.compile(backend=counter)
+        assert difference(expected, model(pictures)) <= 1e-5
+    assert counter.frame_count > 0
+
+
+def test_statistics_of_a_sub_network_are_used(counter: CompileCounterWithBackend) -> None:
+    model = make_model("bn").eval()
+    model.activate(width=0.5)
+    before = call(model, example("bn"))
+    model.recalibrate([(torch.rand(16, 1, 8, 8) + 3,)])
+    inputs = (torch.rand(4, 1, 8, 8),)
+    expected = call(model, inputs)
+    model.compile(backend=counter)
+    assert difference(expected, call(model, inputs)) <= 1e-5
+    model.forget_statistics()
+    assert difference(expected, call(model, inputs)) > 1e-3
+    assert before.shape == (2, 10)
+
+
+def test_a_copy_runs_compiled_too(counter: CompileCounterWithBackend) -> None:
+    model, inputs = make_model("mlp").eval(), example("mlp")
+    expected = call(model, inputs)
+    model.compile(backend=counter)
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    twin = copy.deepcopy(model)
+    assert difference(expected, call(twin, inputs)) <= 1e-5
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before + 1
+
+
+def nodes_of(model: SortedModel, subnet: Subnet) -> list[Any]:
+    graph = flatten(model.blueprint.sorted_runners["train"], subnet.values).runner.module.graph
+    return [node.target for node in graph.nodes if node.op.startswith("call")]
+
+
+def test_a_flat_graph_has_the_blocks_that_are_kept_and_cuts_nothing() -> None:
+    model = make_model("bn")
+    half, full = nodes_of(model, model.space.subnet(depth=0.5)), nodes_of(model, model.space.full)
+    assert not {take, take_copy} & {*half, *full}
+    assert not any(isinstance(target, str) for target in full)  # a module of its own would be a block
+    blocks = [targets.count(torch.ops.aten.relu.default) for targets in (half, full)]
+    assert blocks == [2, 4]
+
+
+def test_graphs_that_run_under_vmap_run_as_they_are(counter: CompileCounterWithBackend) -> None:
+    class Nests:
+        nests = True
+
+        def __call__(self, leading: Any, tensors: Any, inputs: Any) -> Any:
+            return leading, tensors, inputs
+
+    made: Callable[..., Any] = Compiler(1, options={"backend": counter})
+    assert made(Nests(), (1, 2), {}, [3]) == (((1, 2),), {}, [3])
+    assert counter.frame_count == 0
+
+
+def test_a_wrong_flat_graph_is_seen(counter: CompileCounterWithBackend) -> None:
+    model = make_model("mlp-still").eval()
+    inputs: tuple[Tensor, ...] = example("mlp")
+    expected = call(model, inputs)
+    wrong = flatten(model.blueprint.sorted_runners["eval"], model.space.subnet(depth=0.5).values)
+    values = model.space.full.values[: len(model.axes)]
+    found = wrong.runner((values,), wrong.cut(values, model.tensors), list(inputs))
+    assert difference(expected, found) > 1e-3
