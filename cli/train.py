@@ -83,6 +83,7 @@ Ema = Annotated[float | None, _option("--ema", "End with a moving average of the
 Recompute = Annotated[
     bool, _option("--gradient-checkpointing", "Compute activations of blocks again: less memory, more time.", HOW)
 ]
+Compile = Annotated[bool, _option("--compile", "Run through torch.compile: two graphs for each choice of blocks.", HOW)]
 Shard = Annotated[bool, _option("--shard", "Shard weights and optimiser over processes (FSDP2).", HOW)]
 Offload = Annotated[bool, _option("--offload", "Keep shards in the processor's memory.", HOW)]
 LogTo = Annotated[str, _option("--log", "tensorboard, another tracker that accelerate knows, or none.", KEEP)]
@@ -125,6 +126,7 @@ def run(
     precision: Precision = "auto",
     ema: Ema = None,
     gradient_checkpointing: Recompute = False,
+    compile: Compile = False,
     shard: Shard = False,
     offload: Offload = False,
     seed: Seed = 0,

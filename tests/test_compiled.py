@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from functools import partialmethod
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +16,19 @@ from parts_models import detector
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from training_models import example, make_model
+from training_script import make_trainer
 
-from sortify import SortedModel, SortedUpdate, Subnet, difference, make_sampler, sortify
+from sortify import (
+    SortedModel,
+    SortedUpdate,
+    Subnet,
+    TrainConfig,
+    TrainingError,
+    difference,
+    load,
+    make_sampler,
+    sortify,
+)
 from sortify.network.compiled import Compiler, flatten
 from sortify.rewriting.slicing import take, take_copy
 from sortify.training.samplers import levels_for
@@ -148,6 +161,24 @@ def test_graphs_that_run_under_vmap_run_as_they_are(counter: CompileCounterWithB
     made: Callable[..., Any] = Compiler(1, options={"backend": counter})
     assert made(Nests(), (1, 2), {}, [3]) == (((1, 2),), {}, [3])
     assert counter.frame_count == 0
+
+
+def test_a_training_that_compiles_equals_one_that_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counter: CompileCounterWithBackend
+) -> None:
+    monkeypatch.setattr(SortedModel, "compile", partialmethod(SortedModel.compile, backend=counter))
+    found = []
+    for name in ("plain", "compiled"):
+        make_trainer("mlp-still", tmp_path / name, compile=name == "compiled").run()
+        found.append(load(tmp_path / name).state_dict())
+    assert counter.frame_count > 0
+    assert difference(*found) <= 1e-3  # Adam makes more of rounding
+
+
+@pytest.mark.parametrize("with_it", ["shard", "gradient_checkpointing"])
+def test_what_cannot_be_compiled_is_refused(with_it: str) -> None:
+    with pytest.raises(TrainingError, match=f"compile does not go together with {with_it}"):
+        TrainConfig(compile=True, **{with_it: True})  # type: ignore[arg-type]
 
 
 def test_a_wrong_flat_graph_is_seen(counter: CompileCounterWithBackend) -> None:

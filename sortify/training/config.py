@@ -67,6 +67,8 @@ class TrainConfig:
         ema: weight of the past (such as 0.999) in an exponential moving average of the weights, which the training ends
             with; None for the last weights themselves.
         gradient_checkpointing: whether blocks compute their activations again in the backward pass, to save memory.
+        compile: whether sub-networks run through `torch.compile`: two graphs for each choice of blocks, see
+            `SortedModel.compile`.
         shard: whether FSDP2 shards parameters, gradients and optimiser states over the processes of a run.
         offload: whether shards wait in the processor's memory.
         log: the tracker, a name that `accelerate` knows ("tensorboard", "wandb", ...), or "none"; TensorBoard's files
@@ -102,6 +104,7 @@ class TrainConfig:
     save_minutes: float | None = 10.0
     ema: float | None = None
     gradient_checkpointing: bool = False
+    compile: bool = False
     shard: bool = False
     offload: bool = False
     log: str = "tensorboard"
@@ -133,6 +136,10 @@ class TrainConfig:
         clash = [name for name, wanted in together.items() if wanted] + (["fp16"] if self.precision == "fp16" else [])
         if self.shard and clash:
             raise TrainingError(f"shard does not go together with {', '.join(clash)}, which need whole gradients")
+        whole = {"shard": self.shard, "gradient_checkpointing": self.gradient_checkpointing}
+        if self.compile and any(whole.values()):
+            names = ", ".join(name for name, wanted in whole.items() if wanted)
+            raise TrainingError(f"compile does not go together with {names}")
         if self.offload and not self.shard:
             raise TrainingError("offload is for sharded training: set shard too")
         if self.ema is not None and not 0 < self.ema < 1:

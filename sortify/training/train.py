@@ -260,6 +260,8 @@ class _Run:
         self._model.train()
         if self._config.gradient_checkpointing:
             self._model.gradient_checkpointing_enable()
+        if self._config.compile:
+            self._model.compile()
         show = make_show(self._progress if self._accelerator.is_main_process else False, self._total, self._update.step)
         folder = None if self._folder is None else self._folder.path
         log = Log(self._config.log, self._accelerator, folder, self._levels)
