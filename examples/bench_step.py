@@ -1,6 +1,7 @@
 """What a training step of a sub-network costs inside the family, over the same step of the extracted model.
 
-    python examples/bench_step.py [--models resnet18 bert] [--seconds 10] [--threads 1] [--device cpu] [--page FILE]
+    python examples/bench_step.py [--models resnet18 bert] [--seconds 10] [--threads 1] [--device cpu] [--compile]
+                                  [--page FILE]
 
 A step is forward and backward, with the gradients landed in the parameters: of the family in those of full size
 (`sortify.SortedUpdate`), of the extracted model in its own. Both take turns in one process and the median of the ratios
@@ -10,6 +11,9 @@ is compared with the original module, and the optimiser's step (AdamW, on all pa
 
 Memory is counted, not measured: bytes that autograd keeps for the backward pass (`activations`), and the most that is
 alive at once with weights and gradients (`peak`, of the full family over the original).
+
+With `--compile` both sides run through `torch.compile`: the family with widths as symbols (`SortedModel.compile`), what
+it is compared with as constants. Memory is not counted then.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ from sortify.models.peak import peak
 
 WIDTHS = (0.25, 0.5, 0.75, 1.0)
 STEP_GOAL, WHOLE_GOAL, ACTIVATIONS_GOAL, PEAK_GOAL = 1.05, 1.02, 1.05, 1.02
+COMPILED_GOAL = 1.10
 
 
 Step = Callable[[], object]
@@ -203,7 +208,7 @@ class Row:
     plain: float
     first: float
     more: float
-    activations: float
+    activations: float | None
     goal: float = STEP_GOAL
     peak: float | None = None
 
@@ -211,26 +216,49 @@ class Row:
     def reached(self) -> bool:
         """Whether all goals are."""
         peak_reached = self.peak is None or self.peak <= PEAK_GOAL
-        return self.more <= self.goal and self.activations <= ACTIVATIONS_GOAL and peak_reached
+        kept_reached = self.activations is None or self.activations <= ACTIVATIONS_GOAL
+        return self.more <= self.goal and kept_reached and peak_reached
 
 
-def rows_of(name: str, case: Case, seconds: float, device: torch.device) -> Iterator[Row]:
+def rows_of(name: str, case: Case, seconds: float, device: torch.device, compiles: bool = False) -> Iterator[Row]:
     """Every sub-network of a model, then the whole family against the original."""
     few = {key: value[:2] for key, value in case.inputs.items()}
     original = case.module.train()
     model = sortify(original, few).to(device).train()
     original.to(device)
     case = Case(original, on(case.inputs, device), case.loss)
+    alone: Callable[[nn.Module], nn.Module] = _compiled if compiles else _as_it_is
+    if compiles:
+        model.compile()
     subnets = [(f"width {width:g}", model.space.subnet(width=width)) for width in WIDTHS]
     if "depth" in model.space.groups:
         subnets.append(("depth 0.5", model.space.subnet(depth=0.5)))
     for what, subnet in subnets:
-        yield _row(name, what, model, subnet, model.extract(subnet=subnet).train(), case, seconds, device)
+        small = alone(model.extract(subnet=subnet).train())
+        row = _row(name, what, model, subnet, small, case, seconds, device)
+        yield replace(row, goal=COMPILED_GOAL if compiles else STEP_GOAL)
     full = model.space.full
-    whole = _row(name, "full, over the original", model, full, original, case, seconds, device)
+    whole = _row(name, "full, over the original", model, full, alone(original), case, seconds, device)
+    if compiles:
+        yield replace(whole, goal=COMPILED_GOAL)
+        return
     both = (after_dropping(model, family_step(model, full, case)), after_dropping(original, plain_step(original, case)))
     ours, theirs = (_peak(m, step, device) for m, step in zip((model, original), both, strict=True))
     yield replace(whole, goal=WHOLE_GOAL, peak=ours / theirs)
+
+
+def _compiled(module: nn.Module) -> nn.Module:
+    found: nn.Module = torch.compile(module, dynamic=False)
+    return found
+
+
+def plain_module(module: nn.Module) -> nn.Module:
+    """What was compiled, or the module itself."""
+    return getattr(module, "_orig_mod", module)
+
+
+def _as_it_is(module: nn.Module) -> nn.Module:
+    return module
 
 
 def _row(
@@ -250,7 +278,7 @@ def _row(
     step = paired(first, plain_first, seconds / 2, device)
     more = paired(own, plain, seconds / 2, device)
     alone = statistics.median(timed(plain_first, device) for _ in range(5))
-    kept = saved_bytes(model, own) / saved_bytes(small, plain)
+    kept = None if small is not plain_module(small) else saved_bytes(model, own) / saved_bytes(small, plain)
     return Row(name, what, 1e3 * alone, statistics.median(step), statistics.median(more), kept)
 
 
@@ -288,9 +316,9 @@ HEAD = (
 
 def line(row: Row) -> str:
     """A row of the table, in Markdown."""
-    peak_text = "" if row.peak is None else f"{row.peak:.3f}"
+    kept, peak_text = ("" if ratio is None else f"{ratio:.3f}" for ratio in (row.activations, row.peak))
     return (
-        f"| {row.model} | {row.what} | {row.plain:.1f} | {row.more:.3f} | {row.first:.3f} | {row.activations:.3f} "
+        f"| {row.model} | {row.what} | {row.plain:.1f} | {row.more:.3f} | {row.first:.3f} | {kept} "
         f"| {peak_text} | {row.goal:g} {'reached' if row.reached else 'missed'} |"
     )
 
@@ -302,6 +330,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=10.0, help="time for each row")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true", help="both sides through torch.compile")
     parser.add_argument("--page", type=Path, help="write the table to this file too")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -310,7 +339,7 @@ def main() -> int:
     for name in options.models:
         torch.manual_seed(0)
         case = CASES[name]()
-        for row in rows_of(name, case, options.seconds, device):
+        for row in rows_of(name, case, options.seconds, device, options.compile):
             rows.append(row)
             text.append(line(row))
             print(text[-1], flush=True)

@@ -137,6 +137,14 @@ def test_a_copy_runs_compiled_too(counter: CompileCounterWithBackend) -> None:
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before + 1
 
 
+@pytest.mark.parametrize("kind", ["bn-still", "lm-still"])
+def test_an_extracted_model_compiles_as_one_graph(kind: str, counter: CompileCounterWithBackend) -> None:
+    small, inputs = make_model(kind).extract(width=0.5, depth=0.5), example(kind)
+    expected = call(small, inputs)
+    assert difference(expected, call(torch.compile(small, fullgraph=True, backend=counter), inputs)) <= 1e-5
+    assert counter.frame_count == 1
+
+
 def nodes_of(model: SortedModel, subnet: Subnet) -> list[Any]:
     graph = flatten(model.blueprint.sorted_runners["train"], subnet.values).runner.module.graph
     return [node.target for node in graph.nodes if node.op.startswith("call")]

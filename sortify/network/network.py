@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,11 +21,19 @@ STATISTICS = ("running_mean", "running_var")
 
 @dataclass(frozen=True, eq=False)
 class Runner:
-    """An executable graph: `module(*leading, device, dtype, *tensors, *inputs)` returns the flat outputs."""
+    """An executable graph: `module(*leading, device, dtype, *tensors, *inputs)` returns the flat outputs.
+
+    Attributes:
+        nests: whether it runs something under `torch.vmap`.
+    """
 
     module: fx.GraphModule
     tensors: tuple[str, ...]
     outputs: Structure
+    nests: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "nests", nests(self.module.graph))
 
     def __call__(
         self, leading: Sequence[Any], tensors: Mapping[str, torch.Tensor], inputs: Sequence[torch.Tensor]
@@ -51,11 +58,6 @@ class Runner:
         reference = next((t for t in values if t.is_floating_point()), None)
         reference = reference if reference is not None else next(iter([*values, *inputs]))
         return [reference.device, reference.dtype, *values, *inputs]
-
-    @cached_property
-    def nests(self) -> bool:
-        """Whether it runs something under `torch.vmap`."""
-        return nests(self.module.graph)
 
 
 def used_tensors(program: Program) -> dict[fx.Node, str]:
