@@ -590,3 +590,28 @@ def test_names_of_our_own_may_be_names_of_the_original() -> None:
     small = model.extract(subnet=model.space.smallest)
     assert_close_outputs(model.double()(rows(3).double()), original.double()(rows(3).double()), SINGLE)
     assert dict(small.named_parameters())["report.weight"].shape == (5, 4)
+
+
+class Grows(nn.Module):
+    """A size that becomes an expression twice as long with every step, and decides what is done."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.steps, self.body = steps, nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.shape[1]
+        for step in range(self.steps):
+            size = size + size // (step + 2)
+        return x + self.body(x) * (2 if size > 10**6 else 1)
+
+
+@pytest.mark.parametrize(("steps", "open_"), [(2, True), (8, False)])
+def test_sizes_that_grow_into_endless_expressions_are_fixed(steps: int, open_: bool) -> None:
+    original = nn.Sequential(Grows(steps), nn.Identity())
+    captured = capture(original, (torch.randn(3, 6, 4),), {"input": (1,)})
+    assert captured.signature.specs[0].shape == (None, None if open_ else 6, 4)
+    told = [note for note in captured.notes if "conditions on the sizes inside grow beyond 80 operations" in note]
+    assert [note.partition(": con")[0] for note in told] == (
+        [] if open_ else ["input 'input': dimension 1 is fixed at 6"]
+    )

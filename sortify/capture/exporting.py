@@ -131,7 +131,8 @@ class Exporter:
     def _export(self, opened: Sequence[Place], training: bool) -> fx.GraphModule:
         shapes = self._shapes(set(opened))
         left_out = self.left_out.of(self.module) if training else nullcontext()
-        with left_out, mode_of(self.module, training), quiet_tracing(), _no_other_draws(self.module, training):
+        short = _short_conditions() if opened else nullcontext()
+        with left_out, mode_of(self.module, training), quiet_tracing(), _no_other_draws(self.module, training), short:
             exported = torch.export.export(self.module, self.args, self.kwargs, dynamic_shapes=shapes, strict=False)
             return exported.module(check_guards=False)
 
@@ -234,6 +235,36 @@ def _no_other_draws(module: nn.Module, training: bool) -> Iterator[None]:
             "mode), as for masks of its inputs: a graph would hold the same ones for ever; draw them by torch, switch "
             "that off, or do it outside of the model"
         )
+
+
+LONGEST_CONDITION = 80
+
+
+@contextmanager
+def _short_conditions() -> Iterator[None]:
+    """Stop where open sizes become expressions so long that each further condition on them takes the tracer seconds.
+
+    Windows of a picture of any size, padded again in every block, do that.
+    """
+    seen = 0
+
+    def look(child: nn.Module, args: Any, output: Any) -> None:
+        nonlocal seen
+        sizes: list[Any] = [
+            n for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor) for n in leaf.shape
+        ]
+        environment = next((size.node.shape_env for size in sizes if isinstance(size, torch.SymInt)), None)
+        guards = environment.guards if environment is not None else []
+        longest = max((guard.expr.count_ops() for guard in guards[seen:]), default=0)
+        seen = len(guards)
+        if longest > LONGEST_CONDITION:
+            raise RuntimeError(f"conditions on the sizes inside grow beyond {LONGEST_CONDITION} operations")
+
+    handle = register_module_forward_hook(look)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _hangs_on_data(error: BaseException) -> bool:
