@@ -62,9 +62,10 @@ ShareBatch = Annotated[
 ]
 Objective = Annotated[
     str,
-    _option("--objective", "What they learn from: task, distill (the largest teaches), chain or sum.", WHAT),
+    _option("--objective", "What they learn from: task, distill (the largest teaches), chain, features or sum.", WHAT),
 ]
 Teacher = Annotated[float, _option("--teacher", "Share of the teacher in the loss of those that have one.", WHAT)]
+FeatureWeight = Annotated[float, _option("--features", "Weight of hidden features, in the objective so called.", WHAT)]
 Epochs = Annotated[int, _option("--epochs", "Passes over the training data.", HOW, True)]
 Steps = Annotated[int | None, _option("--steps", "Optimiser steps, instead of epochs.", HOW, True)]
 Optimizer = Annotated[str, _option("--optimizer", "adamw or sgd.", HOW)]
@@ -113,6 +114,7 @@ def run(
     share_batch: ShareBatch = None,
     objective: Objective = "task",
     teacher: Teacher = 0.5,
+    features: FeatureWeight = 0.1,
     epochs: Epochs = 10,
     steps: Steps = None,
     optimizer: Optimizer = "adamw",

@@ -11,8 +11,9 @@ because they alternate. Blocks of equal structure that follow each other make a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import networkx as nx
 from torch import fx
@@ -77,12 +78,7 @@ class _Flow:
         self.order = {node: place for place, node in enumerate(self.nodes)}
         holes = [node for node in self.nodes if node.op == "placeholder"]
         self.weights = dict(zip(holes[2:], program.tensors, strict=False))
-        self.made_of_weights: set[fx.Node] = set(self.weights)
-        for node in self.nodes:
-            if node.op == "call_function" and any(s in self.made_of_weights for s in node.all_input_nodes):
-                computed = [s for s in node.all_input_nodes if isinstance(self.known.get(s), tuple)]
-                if all(s in self.made_of_weights for s in computed):
-                    self.made_of_weights.add(node)
+        self.made_of_weights = _made_of_weights(self.nodes, self.weights, self.known)
         self.graph: nx.DiGraph[fx.Node | str] = nx.DiGraph()
         for node in self.nodes:
             if node.op != "output":
@@ -179,10 +175,48 @@ def _residuals(flow: _Flow) -> list[_Residual]:
     return sorted(kept, key=lambda residual: flow.order[residual.entry])
 
 
+def _made_of_weights(
+    nodes: Sequence[fx.Node], weights: Iterable[fx.Node], known: Mapping[fx.Node, Any]
+) -> set[fx.Node]:
+    """The tensors of the model, and what is computed from these alone."""
+    found = set(weights)
+    for node in nodes:
+        tensors = [source for source in node.all_input_nodes if isinstance(known.get(source), tuple)]
+        reads = node.op == "call_function" and any(source in found for source in node.all_input_nodes)
+        if reads and all(source in found for source in tensors):
+            found.add(node)
+    return found
+
+
 def _contracts(flow: _Flow, nodes: Iterable[fx.Node]) -> bool:
-    return any(
-        str(n.target) in CONTRACTIONS and any(s in flow.made_of_weights for s in n.all_input_nodes) for n in nodes
-    )
+    return any(_is_layer(node, flow.made_of_weights) for node in nodes)
+
+
+def _is_layer(node: fx.Node, weights: Collection[fx.Node]) -> bool:
+    return str(node.target) in CONTRACTIONS and any(source in weights for source in node.all_input_nodes)
+
+
+def output_layer_inputs(program: Program, known: Mapping[fx.Node, Any]) -> list[fx.Node]:
+    """What the last layers are given: those that contract with a weight and have no other such between the outputs.
+
+    Args:
+        program: a captured graph.
+        known: the dimensions of its nodes.
+    """
+    nodes = list(program.graph.nodes)
+    holes = [node for node in nodes if node.op == "placeholder"]
+    weights = _made_of_weights(nodes, holes[2 : 2 + len(program.tensors)], known)
+    found, seen, open_nodes = set[fx.Node](), set[fx.Node](), list(nodes[-1].all_input_nodes)
+    while open_nodes:
+        node = open_nodes.pop()
+        if node in seen or node in weights:
+            continue
+        seen.add(node)
+        if _is_layer(node, weights):
+            found.update(source for source in node.all_input_nodes if source not in weights)
+        else:
+            open_nodes.extend(node.all_input_nodes)
+    return sorted((node for node in found if isinstance(known.get(node), tuple)), key=nodes.index)
 
 
 def _passes_through(flow: _Flow, entry: fx.Node, exit: fx.Node) -> bool:

@@ -18,7 +18,7 @@ from sortify.axes.reasons import Place, Reason, remedy
 from sortify.axes.rules.table import Literal
 from sortify.capture.capture import Captured
 from sortify.capture.lifting import Program
-from sortify.depth import Block, Chain, Region
+from sortify.depth import Block, Chain, Region, output_layer_inputs
 from sortify.graph.dims import Dim, Fixed, Named, axes_of, concat, parse, parse_shape, product, shape_text
 
 LEVELS = (0.25, 0.5, 0.75, 1.0)
@@ -92,6 +92,7 @@ class Plan:
         shapes: tensor name -> its dimensions, for tensors that carry an axis.
         literals: by mode, the size arguments to compute.
         outputs: by mode, the dimensions of the outputs that carry an axis; the caller freed those.
+        features: node of the train graph -> its dimensions, for what blocks put out and what the last layers are given.
     """
 
     axes: tuple[Axis, ...]
@@ -100,6 +101,7 @@ class Plan:
     shapes: Mapping[str, tuple[Dim, ...]]
     literals: Mapping[str, tuple[SizeLiteral, ...]]
     outputs: Mapping[str, Mapping[str, tuple[Dim, ...]]] = field(default_factory=dict)
+    features: Mapping[str, tuple[Dim, ...]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -117,6 +119,7 @@ class Plan:
             "outputs": {
                 mode: {name: shape_text(dims) for name, dims in found.items()} for mode, found in self.outputs.items()
             },
+            "features": {name: shape_text(dims) for name, dims in self.features.items()},
         }
 
     @classmethod
@@ -140,6 +143,7 @@ class Plan:
                 mode: {name: parse_shape(text) for name, text in found.items()}
                 for mode, found in data.get("outputs", {}).items()
             },
+            features={name: parse_shape(text) for name, text in data.get("features", {}).items()},
         )
 
 
@@ -176,17 +180,19 @@ def make_plan(
     check_used("fix", control.fix, [*names.values(), *blocks, *analysis.tensors])
     named = {choice.atom: Named(choice.name, choice.atom.size.count) for choice in choices}
     shapes = {name: tuple(to_dim(d, named) for d in dims) for name, dims in analysis.tensors.items()}
+    wanted = tuple(_wanted(chains, control))
     plan = Plan(
         axes=tuple(
             Axis(c.name, c.kind, n, tuple(sorted({scaled(n, f) for f in LEVELS})), c.parameters, GROUPS[c.kind])
             for c in choices
             for n in (c.atom.size.count,)
         ),
-        chains=tuple(_wanted(chains, control)),
+        chains=wanted,
         frozen=(*_frozen(captured, analysis, named, left), *(Frozen("capture", note) for note in notes)),
         shapes={name: dims for name, dims in shapes.items() if any(_axes(dims))},
         literals={mode: tuple(_literals(items, named)) for mode, items in analysis.literals.items()},
         outputs={mode: _elastic_outputs(program, analysis, mode, named) for mode, program in captured.programs.items()},
+        features=_features(captured.programs["train"], analysis, wanted, named),
     )
     return plan, {choice.name: choice.atom for choice in choices}
 
@@ -198,6 +204,29 @@ def _elastic_outputs(
     known = {name: analysis.nodes[mode].get(leaf) for name, leaf in outputs_of(program)}
     shapes = {n: tuple(to_dim(d, named) for d in dims) for n, dims in known.items() if isinstance(dims, tuple)}
     return {name: dims for name, dims in shapes.items() if any(_axes(dims))}
+
+
+def _features(
+    program: Program, analysis: Analysis, chains: Sequence[Chain], named: Mapping[Atom, Named]
+) -> dict[str, tuple[Dim, ...]]:
+    """The dimensions of what blocks put out, and of what the last layers outside of blocks are given.
+
+    Left out is what has an axis in one dimension with a size that is only known when the model runs.
+    """
+    known, regions = analysis.nodes["train"], [b.regions["train"] for chain in chains for b in chain.blocks]
+    exits = {region.exit for region in regions}
+    inside = {name for region in regions for name in region.nodes}
+    names = exits | {node.name for node in output_layer_inputs(program, known) if node.name not in inside}
+    found = {}
+    for node in program.graph.nodes:
+        exprs = known.get(node) if node.name in names else None
+        if not isinstance(exprs, tuple):
+            continue
+        dims = tuple(to_dim(expr, named) for expr in exprs)
+        elastic = [expr for expr, dim in zip(exprs, dims, strict=True) if any(axes_of(dim))]
+        if not any(atom.size.symbols for expr in elastic for atom in algebra.atoms(expr)):
+            found[node.name] = dims
+    return found
 
 
 def _wanted(chains: Sequence[Chain], control: Control) -> list[Chain]:

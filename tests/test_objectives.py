@@ -256,7 +256,7 @@ def test_bad_settings_are_refused(options: dict[str, Any], said: str) -> None:
 
 
 def test_an_unknown_objective_is_refused() -> None:
-    with pytest.raises(TrainingError, match="there are chain, distill, sum, task"):
+    with pytest.raises(TrainingError, match="there are chain, distill, features, sum, task"):
         make_objective("x", make_model("mlp").space, ())
 
 

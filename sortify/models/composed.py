@@ -10,7 +10,7 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -133,6 +133,12 @@ class ComposedModel(SortedModel):
             yield self
         finally:
             self.activate(before)
+
+    def noting_features(self) -> NoReturn:
+        raise SortifyError(
+            "the model is in parts, and what goes on between them is not known: hidden features are compared in models "
+            "that were captured whole (objective 'distill' compares outputs alone)"
+        )
 
     # -- what is known
 

@@ -84,7 +84,7 @@ class SortedModel(calibration.Calibrated):
         return self.blueprint.sorted_runners["train" if self.training else "eval"]
 
     def _run(self, subnet: Subnet, inputs: Sequence[torch.Tensor]) -> Any:
-        if self._noted is not None:
+        if self._noted is not None and self.training:
             return self._noted.run(self._runner(), subnet.values, self._tensors_of(subnet), inputs)
         if self._compiler is not None:
             return self._compiler(self._runner(), subnet.values, self._tensors_of(subnet), inputs)
@@ -92,7 +92,9 @@ class SortedModel(calibration.Calibrated):
 
     @contextmanager
     def noting_features(self) -> Iterator[Noted]:
-        """Keep the hidden features of each call, for the length of a `with` block: its `last`, by name.
+        """Keep the hidden features of each call in training mode, for the length of a `with` block: its `last`.
+
+        Such calls are not compiled.
 
         Raises:
             SortifyError: the model is in parts, or has no features.

@@ -27,6 +27,8 @@ from sortify.plan import Plan, SizeLiteral
 from sortify.rewriting.slicing import axis_names, take, take_copy
 
 AUTOCAST = (torch.amp.autocast_mode._enter_autocast, torch.amp.autocast_mode._exit_autocast, device_type)
+CAPTURED = "sortify_captured"
+"""Key under which nodes of a rewritten graph tell their names in the captured one; names of their own may differ."""
 Size = int | fx.Node
 
 
@@ -165,7 +167,7 @@ class _Writer:
         called = self.graph.create_node(
             "call_module", target, (keep, self.sizes, *(self.env[node] for node in inputs)), name=exit.name
         )
-        called.meta = dict(exit.meta)
+        called.meta = {**exit.meta, CAPTURED: exit.name}
         self.env[exit] = called
 
     def copy(self, node: fx.Node) -> None:
@@ -174,6 +176,7 @@ class _Writer:
             self.env[node] = self.graph.node_copy(node)
             return
         new = self.graph.node_copy(node, self._use)
+        new.meta[CAPTURED] = node.name
         self.env[node] = new
         with self.graph.inserting_before(new):
             for literal in self.source.literals.get(node.name, ()):

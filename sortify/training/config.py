@@ -45,8 +45,10 @@ class TrainConfig:
         share_batch: whether all sub-networks of a step see the same mini-batch, or each the next one; None for the
             sampler's way (the sandwich shares, so that its members differ in nothing but size).
         objective: what a sub-network learns from, a name in `sortify.OBJECTIVES`: "task", "distill" (the largest of the
-            step teaches the others), "chain" (each the next smaller) or "sum" (all nested in what was drawn run too).
+            step teaches the others), "chain" (each the next smaller), "features" (as distill, hidden features too) or
+            "sum" (all nested in what was drawn run too).
         teacher: the teacher's share in the loss of a sub-network that has one; the rest is the task's loss.
+        features: weight of the distance between hidden features, where the objective compares them; it comes on top.
         epochs: passes over the training data, where `steps` is None.
         steps: optimiser steps.
         optimizer: "adamw" or "sgd" (Nesterov, `momentum`).
@@ -87,6 +89,7 @@ class TrainConfig:
     share_batch: bool | None = None
     objective: str = "task"
     teacher: float = 0.5
+    features: float = 0.1
     epochs: int = 10
     steps: int | None = None
     optimizer: str = "adamw"
@@ -127,6 +130,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise TrainingError(f"{name} must be above 0, got {value}")
+        if not (math.isfinite(self.features) and self.features >= 0):
+            raise TrainingError(f"features must be 0 or more, got {self.features}")
         for name in ("weight_decay", "momentum", "warmup"):
             value = getattr(self, name)
             if not 0 <= value < 1:

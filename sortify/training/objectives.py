@@ -30,6 +30,8 @@ class Objective(Protocol):
     """Whether all sub-networks of a step have to see the same mini-batch."""
     teaches: ClassVar[bool]
     """Whether outputs are kept, for some to learn from."""
+    compares_features: ClassVar[bool]
+    """Whether hidden features are, too; may be left out."""
 
     def members(self, drawn: Sequence[Subnet]) -> list[Subnet]:
         """Return the sub-networks that run in a step, in the order in which they run."""
@@ -51,6 +53,7 @@ class BaseObjective:
 
     shares_batch: ClassVar[bool] = True
     teaches: ClassVar[bool] = False
+    compares_features: ClassVar[bool] = False
 
     space: Space
     levels: Levels
@@ -98,6 +101,17 @@ class ChainObjective(BaseObjective):
     def teacher(self, subnet: Subnet, before: Sequence[Subnet]) -> Subnet | None:
         """The last of those that contain it."""
         return next((other for other in reversed(before) if other != subnet and other.contains(subnet)), None)
+
+
+class FeaturesObjective(DistillObjective):
+    """In-place distillation of hidden features, too: what blocks put out and what the last layers are given.
+
+    FitNets (arXiv 1412.6550) and TinyBERT (1909.10351) let a student's features follow a teacher's, DynaBERT
+    (2004.04037) those of narrow networks the full one's. None needs a projection here: see `sortify.network.features`.
+    """
+
+    name: ClassVar[str] = "features"
+    compares_features: ClassVar[bool] = True
 
 
 class SumObjective(BaseObjective):
@@ -171,7 +185,7 @@ def register_objective(objective: Kind) -> Kind:
     return objective
 
 
-for _kind in (TaskObjective, DistillObjective, ChainObjective, SumObjective):
+for _kind in (TaskObjective, DistillObjective, ChainObjective, FeaturesObjective, SumObjective):
     register_objective(_kind)
 
 

@@ -176,6 +176,7 @@ class _Run:
             self._accelerator,
             objective=self._objective,
             weight=config.teacher,
+            features=config.features,
             match=self._match,
             share_batch=self._shared,
             accumulation=None if config.accumulate is None or isinstance(config.accumulate, int) else accumulation,
@@ -319,7 +320,7 @@ class _Run:
     def _check_finite(self, step: int, drawn: list[Drawn]) -> None:
         """Stop before a loss that is not finite, or a distance from a teacher, reaches the weights."""
         for draw in drawn:
-            value = float(draw.loss if draw.apart is None else draw.loss + draw.apart)
+            value = sum(float(each) for each in (draw.loss, draw.apart, draw.features) if each is not None)
             if not math.isfinite(value):
                 kept = "" if self._folder is None or not self._folder.unfinished else "; the last checkpoint stays"
                 where = f"step {step}, sub-network {draw.subnet}"

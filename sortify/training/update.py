@@ -7,8 +7,8 @@ means the same for any number of draws.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map_only
 
 from sortify.data.batches import mix
 from sortify.errors import TrainingError
+from sortify.network.features import Features, Noted, distance
 from sortify.training.accumulation import Accumulation, Scheduled
 from sortify.training.gradients import Probe, Projection, average_gradients
 from sortify.training.landing import Landing
@@ -33,17 +34,24 @@ if TYPE_CHECKING:
     from sortify.space.space import Subnet
 
 
+TOLD = ("loss", "apart", "features")
+"""The numbers that are told of a draw."""
 Match = Callable[[Any, Any], Tensor]
 """How far an output is from a teacher's: a scalar, in the units of the loss."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """One sub-network of an update, its loss, and how far it is from its teacher (no gradients)."""
+    """One sub-network of an update, its loss, and how far it is from its teacher (no gradients).
+
+    Attributes:
+        apart: in the output; features: in hidden features, where they are compared.
+    """
 
     subnet: Subnet
     loss: Tensor
     apart: Tensor | None = None
+    features: Tensor | None = None
 
 
 class SortedUpdate:
@@ -68,11 +76,15 @@ class SortedUpdate:
         objective: what each learns from; by default the loss alone.
         weight: the share of the teacher in the loss of a sub-network that has one; the rest is the loss itself, which
             Scala (arXiv 2412.04786, table 5) found worth keeping.
+        features: the weight of the distance between hidden features, where the objective compares them, on top.
         match: how far an output is from the teacher's; by default the divergence of the classes of logits `[..., C]`.
         share_batch: whether all sub-networks of a step see the same batch; None for the way of sampler and objective.
             Sub-networks of equal widths that differ in depth then share one forward pass.
         accumulation: how many sub-networks to draw, where that changes; the sampler is then a dataclass with a `count`.
         project: whether conflicts between gradients are taken out, see `Projection`.
+
+    Raises:
+        SortifyError: hidden features are to be compared, and the model has none that are known.
     """
 
     def __init__(
@@ -84,6 +96,7 @@ class SortedUpdate:
         *,
         objective: Objective | None = None,
         weight: float = 0.5,
+        features: float = 0.1,
         match: Match = soft_cross_entropy,
         share_batch: bool | None = None,
         accumulation: Accumulation | None = None,
@@ -93,9 +106,12 @@ class SortedUpdate:
         self._sampler = sampler
         self._seed = seed
         self._accelerator = accelerator
-        self._objective, self._weight, self._match = objective, weight, match
+        self._objective, self._weight, self._features, self._match = objective, weight, features, match
         by_itself = sampler.shares_batch or (objective is not None and objective.shares_batch)
         self._shared = by_itself if share_batch is None else share_batch
+        if self._compares:
+            with model.noting_features():
+                pass  # refuses models without features
         self._accumulation = accumulation
         self._probe = Probe(model.parameters())
         self._projection = Projection(model.parameters()) if project else None
@@ -139,11 +155,10 @@ class SortedUpdate:
             the sub-networks with their losses, before division by their number; averaged over processes.
         """
         subnets, before = self.draw(), self._model.active
-        lessons = _Lessons(self._objective, self._match, self._weight)
+        lessons = _Lessons(self._objective, self._match, self._weight, self._features if self._compares else 0.0)
         drawn, groups = list[Drawn](), self._groups(subnets)
-        watch = self._model.register_forward_hook(lessons.watch) if lessons.teaching else nullcontext()
         try:
-            with watch:
+            with lessons.of(self._model):
                 self._before_backward()
                 for group in groups:
                     drawn += self._group(group, lessons, loss, lambda total: backward(total / len(subnets)))
@@ -220,12 +235,17 @@ class SortedUpdate:
         )
 
     @property
+    def _compares(self) -> bool:
+        return self._features > 0 and getattr(self._objective, "compares_features", False)
+
+    @property
     def _adapts(self) -> bool:
         return self._accumulation is not None and not isinstance(self._accumulation, Scheduled)
 
     def _groups(self, subnets: list[Subnet]) -> list[list[Subnet]]:
         """Runs of sub-networks of equal widths that see the same batch, and one by one all others."""
-        if not self._shared or self._sharded or self._projection is not None or self._measures():
+        alone = not self._shared or self._sharded or self._projection is not None or self._compares
+        if alone or self._measures():
             return [[subnet] for subnet in subnets]
         return [list(group) for _, group in groupby(subnets, key=lambda subnet: subnet.sizes)]
 
@@ -243,9 +263,9 @@ class SortedUpdate:
             for subnet in group:
                 self._model.activate(subnet)
                 value = loss()
-                total, apart = lessons.mixed(subnet, value)
+                total, learnt = lessons.mixed(subnet, value)
                 totals.append(total)
-                drawn.append(Drawn(subnet, value.detach(), apart))
+                drawn.append(learnt)
             backward(sum(totals[1:], totals[0]))
         return drawn
 
@@ -270,9 +290,10 @@ class SortedUpdate:
         """Losses, and distances from teachers, averaged over processes."""
         if self._accelerator is None or self._accelerator.num_processes == 1:
             return drawn
-        values = [each for draw in drawn for each in (draw.loss, draw.apart) if each is not None]
-        means = iter(self._accelerator.reduce(torch.stack([each.float() for each in values]), reduction="mean"))
-        return [replace(draw, loss=next(means), apart=None if draw.apart is None else next(means)) for draw in drawn]
+        names = [[name for name in TOLD if getattr(draw, name) is not None] for draw in drawn]
+        values = [getattr(draw, name).float() for draw, own in zip(drawn, names, strict=True) for name in own]
+        means = iter(self._accelerator.reduce(torch.stack(values), reduction="mean"))
+        return [replace(draw, **{name: next(means) for name in own}) for draw, own in zip(drawn, names, strict=True)]
 
     def _learn(self, drawn: list[Drawn]) -> None:
         """Tell those who want to know how the step went."""
@@ -300,24 +321,47 @@ class _Turn:
 class _Lessons:
     """What the sub-networks of one step have put out, for those that learn from them."""
 
-    def __init__(self, objective: Objective | None, match: Match, weight: float) -> None:
-        self._objective, self._match, self._weight = objective, match, weight
+    def __init__(self, objective: Objective | None, match: Match, weight: float, features: float) -> None:
+        self._objective, self._match, self._weight, self._features = objective, match, weight, features
+        self._model: SortedModel | None = None
+        self._noted: Noted | None = None
         self._last: Any = None
-        self._said: dict[Subnet, Any] = {}
-        self.teaching = objective is not None and objective.teaches and weight > 0
+        self._said: dict[Subnet, tuple[Any, Features]] = {}
+        self._teaching = objective is not None and objective.teaches and (weight > 0 or features > 0)
 
-    def watch(self, module: torch.nn.Module, args: Any, output: Any) -> None:
+    @contextmanager
+    def of(self, model: SortedModel) -> Iterator[None]:
+        """Listen to a model, for the length of a `with` block."""
+        with ExitStack() as listening:
+            self._model = model
+            if self._teaching:
+                listening.enter_context(model.register_forward_hook(self._watch))
+            if self._teaching and self._features > 0:
+                self._noted = listening.enter_context(model.noting_features())
+            yield
+
+    def _watch(self, module: torch.nn.Module, args: Any, output: Any) -> None:
         """Remember what the model has just put out."""
         self._last = output
 
-    def mixed(self, subnet: Subnet, loss: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The loss with the teacher's part in it, and that part alone, where there is a teacher."""
-        if self._objective is None or not self.teaching:
-            return loss, None
-        output, self._last = self._last, None
+    def mixed(self, subnet: Subnet, loss: Tensor) -> tuple[Tensor, Drawn]:
+        """The loss with the teacher's part in it, and what is to be told of it."""
+        drawn = Drawn(subnet, loss.detach())
+        if self._objective is None or not self._teaching:
+            return loss, drawn
+        output, features = self._last, self._noted.last if self._noted is not None else {}
         teacher = self._objective.teacher(subnet, list(self._said))
-        self._said[subnet] = tree_map_only(Tensor, Tensor.detach, output)
+        self._said[subnet] = tree_map_only(Tensor, Tensor.detach, (output, features))
+        self._last = None
         if teacher is None:
-            return loss, None
-        apart = self._match(output, self._said[teacher])
-        return (1 - self._weight) * loss + self._weight * apart, apart.detach()
+            return loss, drawn
+        said, taught = self._said[teacher]
+        if self._weight > 0:
+            apart = self._match(output, said)
+            loss, drawn = (1 - self._weight) * loss + self._weight * apart, replace(drawn, apart=apart.detach())
+        if self._noted is not None and self._model is not None:
+            if not taught:
+                raise TrainingError("hidden features are known in training mode only: call model.train() first")
+            away = distance(self._model.plan, subnet, features, teacher, taught)
+            loss, drawn = loss + self._features * away, replace(drawn, features=away.detach())
+        return loss, drawn
