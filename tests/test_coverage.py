@@ -261,10 +261,19 @@ def test_the_page_counts_and_groups() -> None:
     text = report.page(FOUND, "make zoo", 9)
     assert "Made by `make zoo`" in text
     assert "4 of the 9 models" in text
-    assert "| timm | 4 | 3 | 1 (33%) | 1 | 0.9000 | 0.50 | 0.50 |" in text
+    assert "| timm | 4 | 3 | 1 (33.3%) | 1 (33.3%) | 1 | 0.9000 | 0.50 | 0.50 |" in text
+    assert "| all |" not in text
     assert "| fail in convert: KeyError: node_12 | 2 | `timm/b`, `timm/c` |" in text
     assert "10.00% aten.x: no rule" in text
     assert "/a/b" not in text
+
+
+def test_the_page_sums_up_all_heads_and_everything() -> None:
+    parts = {"captured": "parts", "share": 1.0, "ratio": 1.5}
+    more = [PASSED | {"name": "transformers/ctc/a"} | parts, PASSED | {"name": "transformers/base/b"}]
+    text = report.page(FOUND | {str(row["name"]): row for row in more}, "make zoo", 9)
+    assert "| transformers, all heads | 1 | 1 | 1 (100.0%) | 0 (0.0%) | 0 | 1.0000 | 1.50 | 1.50 |" in text
+    assert "| all | 6 | 5 | 3 (60.0%) | 2 (40.0%) | 2 | 0.9000 | 0.50 | 1.50 |" in text
 
 
 def test_developers_see_failures_and_lost_shares() -> None:

@@ -72,38 +72,46 @@ def by(rows: Iterable[Row], key: Callable[[Row], str]) -> dict[str, list[Row]]:
     return dict(sorted(found.items()))
 
 
+SUMMARY_HEAD = [
+    "zoo",
+    "run",
+    "built",
+    "pass",
+    "of these whole",
+    f"share < {SHARE}",
+    "median share",
+    "conversion / capture, median",
+    "95 %",
+]
+BASE = "transformers base"
+
+
 def summary(rows: Sequence[Row]) -> str:
-    """A line per zoo: counts, shares, the ratio of conversion to capture."""
-    lines = []
-    for zoo, members in by(rows, zoo_of).items():
-        built = [r for r in members if r["status"] != "not-built"]
-        shares = [r["share"] for r in built if "share" in r]
-        ratios = sorted(r["ratio"] for r in built if "ratio" in r)
-        passed = sum(r["status"] == "pass" for r in built)
-        low = sum(r["status"] == "pass" and r["share"] < SHARE for r in built)
-        lines.append(
-            [
-                zoo,
-                str(len(members)),
-                str(len(built)),
-                f"{passed} ({passed / max(1, len(built)):.0%})",
-                str(low),
-                f"{statistics.median(shares):.4f}" if shares else "-",
-                f"{statistics.median(ratios):.2f}" if ratios else "-",
-                f"{ratios[min(len(ratios) - 1, int(0.95 * len(ratios)))]:.2f}" if ratios else "-",
-            ]
-        )
-    head = [
-        "zoo",
-        "run",
-        "built",
-        "pass",
-        f"of these share < {SHARE}",
-        "median share",
-        "conversion / capture, median",
-        "95 %",
+    """A line per zoo, for all transformers tasks that are listed by a head, and for everything."""
+    zoos = by(rows, zoo_of)
+    heads = [row for zoo, members in zoos.items() if zoo.startswith("transformers ") and zoo != BASE for row in members]
+    together = {"transformers, all heads": heads, "all": list(rows)} if heads else {}
+    return table(SUMMARY_HEAD, [summary_line(zoo, members) for zoo, members in (zoos | together).items()])
+
+
+def summary_line(zoo: str, rows: Sequence[Row]) -> list[str]:
+    """Counts, shares, the ratio of conversion to capture."""
+    built = [row for row in rows if row["status"] != "not-built"]
+    passed = [row for row in built if row["status"] == "pass"]
+    whole = sum(row["captured"] == "whole" for row in passed)
+    shares = [row["share"] for row in built if "share" in row]
+    ratios = sorted(row["ratio"] for row in built if "ratio" in row)
+    return [
+        zoo,
+        str(len(rows)),
+        str(len(built)),
+        f"{len(passed)} ({len(passed) / max(1, len(built)):.1%})",
+        f"{whole} ({whole / max(1, len(built)):.1%})",
+        str(sum(row["share"] < SHARE for row in passed)),
+        f"{statistics.median(shares):.4f}" if shares else "-",
+        f"{statistics.median(ratios):.2f}" if ratios else "-",
+        f"{ratios[min(len(ratios) - 1, int(0.95 * len(ratios)))]:.2f}" if ratios else "-",
     ]
-    return table(head, lines)
 
 
 MODEL_HEAD = [
