@@ -22,6 +22,7 @@ from zoo import IMAGE, ROW, Inputs, randomize
 
 from sortify import SortedModel, sortify
 from sortify.capture.capture import capture
+from sortify.capture.prepare import Example
 from sortify.errors import CaptureError, InputError
 
 SINGLE = 1e-6
@@ -615,3 +616,21 @@ def test_sizes_that_grow_into_endless_expressions_are_fixed(steps: int, open_: b
     assert [note.partition(": con")[0] for note in told] == (
         [] if open_ else ["input 'input': dimension 1 is fixed at 6"]
     )
+
+
+class Shifted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 8))
+
+    def forward(self, x: Tensor, *, shift: Tensor) -> Tensor:
+        return self.body(x) + shift
+
+
+@pytest.mark.parametrize("samples", [2, 4])
+def test_what_all_samples_share_keeps_its_batch_of_one(samples: int) -> None:
+    original, shift = Shifted().eval(), torch.randn(1, 8)
+    model = sortify(original, Example((torch.randn(samples, 8),), {"shift": shift}))
+    assert [spec.shape for spec in model.signature.specs] == [(None, 8), (1, 8)]
+    x = torch.randn(5, 8)
+    assert_close_outputs(model(x, shift=shift), original(x, shift=shift), 0.0)

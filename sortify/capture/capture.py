@@ -86,7 +86,7 @@ def capture(
     args, kwargs, added = _ordered(module, example_inputs)
     open_dataclasses((args, kwargs))
     (args, kwargs), moved = to_device_of(module, (args, kwargs))
-    args, kwargs = _two_samples(args), _two_samples(kwargs)
+    args, kwargs = _two_samples((args, kwargs))
     signature = Signature.of(module.forward, args, kwargs)
     leaves = [leaf for leaf in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
     names = _names(module)
@@ -199,7 +199,7 @@ def _takes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 
 def _two_samples(value: Any) -> Any:
-    """Export specialises dimensions of size 1, so a batch of one is doubled."""
+    """Export specialises dimensions of size 1, so a batch of one is doubled; not where other inputs have more."""
     leaves = [t for t in torch.utils._pytree.tree_leaves(value) if isinstance(t, torch.Tensor)]
     if not leaves or any(t.dim() == 0 or t.shape[0] != 1 for t in leaves):
         return value
