@@ -87,6 +87,8 @@ def run(
         )
     if not speaks():
         return
+    if model.has_batch_statistics:
+        model.save_statistics(dir)
     show(found.table())
     picture, _ = sortify.draw(found, dir / "evaluation.png")
     say(f"saved: {dir / 'evaluation.json'}, {dir / 'evaluation.csv'}, {picture}")

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sortify.models.sorted_model import SortedModel
 
 FORMAT = 1
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -273,6 +274,7 @@ def evaluate(
             if path is not None and share.rank == 0:
                 write_evaluation(evaluation.of(done.values()), path)
             told.add(rows)
+    measure.share_statistics(share)
     evaluation = evaluation.of(replace(done[subnet], subnet=subnet) for subnet in wanted)
     if path is not None and share.rank == 0:
         write_evaluation(evaluation, path)
@@ -348,7 +350,8 @@ class _Measure:
 
     def __init__(self, model: SortedModel, data: Data, task: Task, batches: int) -> None:
         self._model, self._data, self._task, self._batches = model, data, task, batches
-        self._device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        self._device = next((parameter.device for parameter in model.parameters()), CPU)
+        self._measured: list[Subnet] = []
 
     def share(self) -> Share:
         """This process among those that run together; they meet here if they have not met before."""
@@ -379,11 +382,21 @@ class _Measure:
                 if self._model.has_batch_statistics:
                     inputs = recalibration_inputs(self._data.train, self._task, self._batches, self._device)
                     self._model.recalibrate(inputs, self._batches)
+                    self._measured.append(subnet)
                 metrics = mean_metrics(self._task, self._parts())
                 cost = self._model.cost(subnet)
         finally:
             self._model.train(was_training)
         return Row(subnet, metrics, cost.params, cost.flops)
+
+    def share_statistics(self, share: Share) -> None:
+        """Let every process know the batch-norm statistics that any of them measured."""
+        if share.world == 1:
+            return
+        known, gathered = dict(self._model.statistics), list[Any]([None] * share.world)
+        torch.distributed.all_gather_object(gathered, [(s, moved(known[s], CPU)) for s in self._measured])
+        known.update((s, moved(found, self._device)) for each in gathered for s, found in each)
+        self._model.take_statistics(known)
 
     def _parts(self) -> Iterator[Totals]:
         for batch in self._data.test:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from compare import assert_same_tensors
 from training_models import make_model
 from training_script import make_trainer
 
@@ -159,4 +160,9 @@ def test_two_processes_evaluate_as_one_does_and_keep_what_was_measured(tmp_path:
     assert found == stored
     assert len(found_table.splitlines()) == len(table.splitlines()) == len(stored["rows"]) + 1 == 17
     assert found_said.count("saved:") == said.count("saved:") == 1
+    one, two = (load(tmp_path / name).statistics for name in ("one", "two"))
+    assert len(one) == 16
+    assert len(two) >= 16 - len(kept)  # both processes' of the run that came to its end
+    for subnet, own in two.items():
+        assert_same_tensors(dict(own), dict(one[subnet]))
     assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cli_calls import errors, works, write_folder
 from compare import assert_close_outputs, assert_same_tensors
 from parts_models import Router
 from torch import Tensor, fx, nn
@@ -306,6 +307,40 @@ def test_a_trained_sub_network_that_nobody_measured_is_told(ask: Callable[[Sorte
     model.forget_statistics()
     model.freeze_norms()
     ask(model)
+
+
+def test_what_an_evaluation_measured_is_kept_in_the_folder(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    works(tmp_path, "convert", "model.pt")
+    works(tmp_path, "train", "--steps", "2", "--dims", "width")
+    folder = tmp_path / "sorted"
+    before = {name: (folder / name).read_bytes() for name in ("model.safetensors", "graph.json", "example.safetensors")}
+    (tmp_path / "sortify.toml").unlink()
+    assert len(errors(works(tmp_path, "extract", "--width", "0.625"))) == 2  # never trained, never measured
+    works(tmp_path, "evaluate", "--data", "data.npz", "--grid", "width=0.625,0.875")
+    (told,) = errors(works(tmp_path, "extract", "--width", "0.625"))
+    assert "none of the sub-networks that were trained" in told
+    model = load(folder)
+    assert len(model.statistics) == 4
+    assert all(model.is_calibrated(member) for member in model.space.grid(width=(0.5, 0.625, 0.875, 1.0)))
+    assert {name: (folder / name).read_bytes() for name in before} == before
+
+
+def test_statistics_are_written_beside_the_weights_that_they_belong_to_only(tmp_path: Path) -> None:
+    _, model = pair()
+    model.eval().save(tmp_path)
+    model.activate(width=0.5)
+    model.recalibrate(images())
+    model.save_statistics(tmp_path)
+    (found,) = load(tmp_path).statistics.values()
+    assert_same_tensors(dict(found), dict(model.statistics[model.active]))
+    with torch.no_grad():
+        model.get_parameter("stem.weight")[0, 0, 0, 0] += 1
+    with pytest.raises(CheckpointError, match="holds other weights than those that were measured: save the model"):
+        model.save_statistics(tmp_path)
+    with pytest.raises(CheckpointError, match="not found"):
+        model.save_statistics(tmp_path / "nowhere")
+    assert len(load(tmp_path).statistics) == 1
 
 
 def test_the_full_network_needs_statistics_of_its_own_after_training() -> None:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
 import torch
 
 from sortify.errors import DataError, InputError
+from sortify.models import checkpoint
 from sortify.network import norms
 from sortify.network.blueprint import Blueprint
 from sortify.network.extract import cut_tensors
@@ -99,6 +101,14 @@ class Calibrated(GraphModule):
     def take_statistics(self, found: Mapping[Subnet, Mapping[str, torch.Tensor]]) -> None:
         """Take statistics that were measured before, in place of those that are known."""
         self._statistics = {subnet: dict(own) for subnet, own in found.items()}
+
+    def save_statistics(self, path: str | Path) -> None:
+        """Write the batch-norm statistics into a folder that `save` wrote with these very weights; all else stays.
+
+        Raises:
+            CheckpointError: the folder holds other weights, or cannot be read or written.
+        """
+        checkpoint.save_statistics(path, self.tensors, self._statistics)
 
     def forget_statistics(self) -> None:
         """Drop all recalibrated statistics: the weights that they were measured with are gone."""

@@ -110,6 +110,34 @@ def save(
         raise CheckpointError(f"{path}: cannot be written ({error}); what was there before is untouched") from error
 
 
+def save_statistics(
+    path: str | Path, tensors: Mapping[str, torch.Tensor], statistics: Mapping[Subnet, Mapping[str, torch.Tensor]]
+) -> None:
+    """Put statistics in the place of those in a checkpoint folder; all else stays.
+
+    Args:
+        path: the folder.
+        tensors: of the model that they were measured with: the folder must hold these.
+        statistics: by sub-network.
+
+    Raises:
+        CheckpointError: the folder cannot be read or written, or holds other tensors.
+    """
+    path, members = Path(path), list(statistics)
+    main, there = _json(path / MAIN), _tensors(path / WEIGHTS)
+    same = there.keys() == set(tensors) and all(torch.equal(there[n], tensors[n].detach().cpu()) for n in there)
+    if not same or "sha256" not in main:
+        raise CheckpointError(f"{path}: holds other weights than those that were measured: save the model")
+    try:
+        with _all_or_nothing(path) as place:
+            save_file(_plain(named_statistics(members, statistics)), place(STATISTICS))
+            main["statistics"] = [member.to_json() for member in members]
+            main["sha256"][STATISTICS] = _digest(place(STATISTICS))
+            place(MAIN).write_text(json.dumps(main, indent=1))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be written ({error}); what was there before is untouched") from error
+
+
 def named_statistics(
     members: Sequence[Subnet], statistics: Mapping[Subnet, Mapping[str, torch.Tensor]]
 ) -> dict[str, torch.Tensor]:

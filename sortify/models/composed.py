@@ -324,6 +324,10 @@ class ComposedModel(SortedModel):
         )
         composed_checkpoint.save(path, contents)
 
+    def save_statistics(self, path: Any) -> None:
+        """As `save`: the folder holds nothing else that could have changed."""
+        self.save(path)
+
 
 class ExtractedParts(ExtractedModel):
     """The original's copy with extracted parts: smaller tensors, the original's code between them."""
