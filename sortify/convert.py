@@ -89,7 +89,21 @@ def sortify(
         except ExportError as error:
             if control != FOUND:
                 raise CaptureError(f"{error}; fix, free and opaque are for models that are captured whole") from error
-            return sortify_parts(module, as_example(module, inputs), _sort_part, error, source)
+            try:
+                return sortify_parts(module, as_example(module, inputs), _sort_part, error, source)
+            except CaptureError as refused:
+                if training and _sorted_for_evaluation(module, inputs, dynamic):
+                    raise type(refused)(f"{refused}; training=False captures it for evaluation") from refused
+                raise
+
+
+def _sorted_for_evaluation(module: nn.Module, inputs: Any, dynamic: Mapping[str, Sequence[int]] | None) -> bool:
+    """Whether a module could be sorted with `training=False`."""
+    try:
+        with _stages(False) as enter:
+            return bool(_sort(module, capture(module, inputs, dynamic, training=False), FOUND, [], None, enter).plan)
+    except Exception:  # the error of training stands
+        return False
 
 
 def _sort_part(module: nn.Module, example: Example, dynamic: Mapping[str, Sequence[int]]) -> SortedModel:

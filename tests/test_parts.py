@@ -13,7 +13,18 @@ import pytest
 import torch
 from cli_calls import call, errors, works
 from compare import assert_close_outputs, assert_same_tensors
-from parts_models import Branching, Caching, NothingInside, Peeks, Repeats, Router, Shares, detector, two_layers
+from parts_models import (
+    Branching,
+    Caching,
+    NothingInside,
+    Peeks,
+    Repeats,
+    Router,
+    Shares,
+    Watching,
+    detector,
+    two_layers,
+)
 from torch import Tensor, nn
 
 from sortify import ComposedModel, SortedUpdate, load, make_sampler, sortify
@@ -224,6 +235,15 @@ def test_where_nothing_is_left_the_reason_of_the_whole_is_given() -> None:
     with pytest.raises(CaptureError, match=r"NothingInside cannot.*only: nothing in it is elastic") as error:
         sortify(NothingInside(), (rows(),))
     assert "\n" not in str(error.value)
+
+
+def test_where_only_training_cannot_be_captured_evaluation_is_offered() -> None:
+    with pytest.raises(CaptureError, match=r"Watching cannot .*; training=False captures it for evaluation$"):
+        sortify(Watching(), (rows(),))
+    with pytest.raises(CaptureError) as error:
+        sortify(NothingInside(), (rows(),))
+    assert "training=False" not in str(error.value)
+    assert sortify(Watching(), (rows(),), training=False).axes
 
 
 @pytest.mark.filterwarnings("ignore")
