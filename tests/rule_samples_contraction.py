@@ -201,10 +201,22 @@ LOSSES = (
     case("poisson_nll_loss.default", n(3, 4), n(3, 4), True, False, 1e-8, 0, opens=2),
     mixing("poisson_nll_loss.default", n(3, 4), n(3, 4), True, False, 1e-8, 1, opens=2),
 )
+CLASSES = (
+    mixing("cross_entropy_loss.default", n(3, 4), whole(3, below=4), opens=1),
+    mixing("cross_entropy_loss.default", n(3, 4, 5), whole(3, 5, below=4), n(4), 2, 1, 0.1, opens=2),
+    case("cross_entropy_loss.default", n(4, 4), whole(4, below=4), None, 0, opens=1),
+    case("cross_entropy_loss.default", n(3, 4), n(3, 4), None, 0, opens=1),
+    mixing("cross_entropy_loss.default", n(3, 4, 2), n(3, 4, 2), opens=2),
+    mixing("cross_entropy_loss.default", n(4), whole(below=4), opens=0),
+    mixing("nll_loss_nd.default", n(3, 4, 5), whole(3, 5, below=4), n(4), opens=2),
+    case("nll_loss_nd.default", n(3, 4), whole(3, below=4), None, 0, opens=1),
+    case("nll_loss.default", n(3, 4), whole(3, below=4), None, 0, opens=1),
+    mixing("nll_loss2d.default", n(3, 4, 2, 5), whole(3, 2, 5, below=4), opens=3),
+)
 
 LOOKUP = (
     case("embedding.default", n(7, 4), whole(2, 3, below=7), opens=3),
     case("embedding.default", n(4, 4), whole(4, below=4), opens=2),
 )
 
-CONTRACTION = (*PRODUCTS, *RARER, *FOREIGN, *ATTENTION, *EINSUM, *CONVOLUTION, *NORM, *LOSSES, *LOOKUP)
+CONTRACTION = (*PRODUCTS, *RARER, *FOREIGN, *ATTENTION, *EINSUM, *CONVOLUTION, *NORM, *LOSSES, *CLASSES, *LOOKUP)

@@ -9,9 +9,11 @@ from rule_tensors import numbers as n
 
 SAMPLES = torch.rand(2, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 PLACES = whole(2, 3, 2, 2, below=4)
+CORNERS = (torch.arange(8) * 7).view(2, 2, 2).repeat(2, 3, 1, 1, 1)
 POOLED = (
     case("fractional_max_pool2d.default", n(2, 3, 6, 5), [2, 2], [3, 3], SAMPLES, opens=2),
     case("fractional_max_pool3d.default", n(2, 2, 5, 5, 5), [2, 2, 2], [3, 3, 3], n(2, 2, 3), opens=2),
+    case("max_unpool3d.default", n(2, 3, 2, 2, 2), CORNERS, [4, 4, 4], [2] * 3, [0] * 3, opens=2, values="shape"),
     case("max_unpool2d.default", n(2, 3, 2, 2), PLACES * 2, [4, 4], opens=2, values="shape"),
     case("grid_sampler.default", n(2, 3, 4, 5), n(2, 6, 3, 2), 0, 0, False, opens=2),
     case("grid_sampler_2d.default", n(2, 3, 4, 5), n(2, 6, 3, 2), 0, 0, False, opens=2),
@@ -89,6 +91,10 @@ JOINED = (
 )
 
 DIAGONALS = (
+    case("diagonal_scatter.default", n(4, 4), n(4), opens=1),
+    case("diagonal_scatter.default", n(3, 4, 2, 4), n(3, 2, 4), 0, 1, -1, opens=3),
+    case("diagonal_scatter.default", n(4, 4), n(3), 1, opens=0),
+    case("diagonal_scatter.default", n(2, 3, 4), n(2, 3), 0, 1, 2, opens=1),
     case("diagonal.default", n(4, 4), opens=1),
     case("diagonal.default", n(3, 4, 2, 4), 0, 1, -1, opens=3),
     case("diagonal.default", n(2, 3, 4), 0, 1, 2, opens=1),

@@ -7,6 +7,7 @@ from rule_tensors import case, flags, noisy, whole
 from rule_tensors import numbers as n
 
 DROPOUTS = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+AREAS = ("trapezoid", "trapz", "cumulative_trapezoid")
 
 PICKED = (
     case("index_select.default", n(3, 4), 1, whole(5, below=4), opens=1),
@@ -23,6 +24,11 @@ ORDERED = (
     case("diff.default", n(3, 4), opens=1),
     case("diff.default", n(4, 4), 2, 0, opens=1),
     case("diff.default", n(3, 4), 1, 1, n(3, 2), n(3, 1), opens=1),
+    *(case(f"{op}.dx", n(3, 4), dim=d, opens=1) for op in AREAS for d in (0, 1)),
+    *(case(f"{op}.x", n(3, 4), n(4), opens=1) for op in AREAS),
+    *(case(f"{op}.x", n(4, 4), n(4), dim=0, opens=1) for op in AREAS),
+    *(case(f"{op}.x", n(2, 3, 4), n(2, 3, 4), dim=1, opens=2) for op in AREAS),
+    *(case(f"renorm{u}.default", n(3, 4), 2, d, 1.0, opens=2, values="shape") for u in ("", "_") for d in (0, 1)),
     case("sort.default", n(3, 4), opens=1),
     case("sort.default", n(4, 4), 0, True, opens=1),
     case("sort.stable", n(3, 4), stable=True, dim=0, opens=1),

@@ -45,7 +45,7 @@ def fractional_pool(call: Call) -> list[Dims]:
     return [made, made]
 
 
-@rule("aten.max_unpool2d.default")
+@rule("aten.max_unpool2d.default", "aten.max_unpool3d.default")
 def unpool(call: Call) -> Dims:
     """The indices have the shape of the input."""
     dims, image = call.dims("self"), len(call["output_size"])

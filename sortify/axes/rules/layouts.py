@@ -116,6 +116,19 @@ def _square(call: Call, first: int, second: int) -> tuple[list[Expr], Expr]:
     return [dim for place, dim in enumerate(dims) if place not in (a, b)], square
 
 
+@rule("aten.diagonal_scatter.default")
+def diagonal_scatter(call: Call) -> Dims:
+    """src is written over the diagonal."""
+    rest, square = _square(call, call["dim1"], call["dim2"])
+    *others, last = call.dims("src")
+    call.unify_all(rest, others)
+    if algebra.is_fixed(square):
+        call.fix([last], "it is written over single positions")
+    else:
+        call.unify(square, last)
+    return call.dims("self")
+
+
 @rule("aten.trace.default")
 def trace(call: Call) -> Dims:
     call.unify(*call.dims("self"))

@@ -155,6 +155,30 @@ def diff(call: Call) -> Dims:
     return tuple(dims)
 
 
+@rule(*overloads("trapezoid", "trapz", "cumulative_trapezoid"))
+def trapezoid(call: Call) -> Dims:
+    """Areas between neighbours along `dim`, all together or so far; x, their places, is along `dim` or as wide as y."""
+    dims, places = list(call.dims("y")), call.dims("x")
+    at = call.axis("dim", len(dims))
+    own = dims.pop(at)
+    call.fix([own], "its neighbours are added")
+    if len(places) == 1:
+        call.fix(places, "places of neighbours")
+    elif places:
+        full = [*[UNIT] * (len(dims) + 1 - len(places)), *places]
+        call.fix([full.pop(at)], "places of neighbours")
+        dims = list(broadcast(call, [tuple(dims), tuple(full)]))
+    if len(call.shape) > len(dims):
+        dims.insert(at, call.fixed(call.shape[at], "areas between neighbours"))
+    return tuple(dims)
+
+
+@rule(*overloads("renorm"))
+def renorm(call: Call) -> Dims:
+    """Each position of one dimension is scaled by its length over all others."""
+    return call.dims("self")
+
+
 @rule("aten.sort.default", "aten.sort.stable", "aten.topk.default")
 def order(call: Call) -> list[Dims]:
     dims = list(call.dims("self"))
@@ -188,6 +212,17 @@ def loss(call: Call) -> Dims:
     """Element by element, then left so (reduction 0), or reduced to one number."""
     both = broadcast(call, call.tensors())
     return both if call.get("reduction", 1) == 0 else ()
+
+
+@rule(*(f"aten.{name}.default" for name in ("cross_entropy_loss", "nll_loss_nd", "nll_loss", "nll_loss2d")))
+def class_loss(call: Call) -> Dims:
+    """self [C] or [N, C, *]; target numbers the classes, or (of the rank of self) holds their probabilities."""
+    dims, target = list(call.dims("self")), list(call.dims("target"))
+    at = min(1, len(dims) - 1)
+    counted = [dims.pop(at), *call.dims("weight"), *([target.pop(at)] if len(target) > len(dims) else [])]
+    call.fix(counted, "it is numbered by targets")
+    call.unify_all(dims, target)
+    return tuple(dims) if call.get("reduction", 1) == 0 else ()
 
 
 @rule("aten.cosine_similarity.default", "aten.pairwise_distance.default")
