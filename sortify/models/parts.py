@@ -110,7 +110,7 @@ class _Finder:
                     self.parts.append(Part(path, model, len(calls.shapes)))
                     return None
                 except AxesError as error:
-                    why = f"{_NOTHING}: {first_line(error)}"
+                    why = f"{_NOTHING}: {first_line(error).removeprefix(_WHOLE)}"
                 except SortifyError as error:
                     why = first_line(error)
         except Exception as error:  # a call of unusual form: the module stays as it is
@@ -127,6 +127,7 @@ class _Finder:
 
 
 _NOTHING = "nothing in it is elastic between fixed inputs and outputs"
+_WHOLE = "nothing in this model is elastic: "
 
 
 def _size(module: nn.Module) -> int:
