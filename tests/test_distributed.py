@@ -53,13 +53,18 @@ def close(one: list[float], other: list[float], tolerance: float) -> bool:
 
 @pytest.mark.slow
 def test_two_processes_lose_as_much_as_one(tmp_path: Path) -> None:
-    """An odd batch and, for language modelling, rows with different numbers of targets: both are weighted exactly."""
-    samplers = {"mlp-still": "random", "lm-still": "sandwich"}
+    """An odd batch and, for language modelling, rows with different numbers of targets: both are weighted exactly.
+
+    So are hidden features.
+    """
+    samplers = {"mlp-still": "random", "lm-still": "sandwich:features"}
     for kind in samplers:
         make_model(kind, seed=1).save(tmp_path / "two" / kind)
     found = launched(tmp_path / "two", "--batch", "7", *(f"{kind}:{sampler}" for kind, sampler in samplers.items()))
     for kind, sampler in samplers.items():
-        alone = make_trainer(kind, tmp_path / "one" / kind, batch=7, sampler=sampler)
+        name, _, objective = sampler.partition(":")
+        settings = {"sampler": name, "objective": objective or "task"}
+        alone = make_trainer(kind, tmp_path / "one" / kind, batch=7, **settings)
         expected = list(alone.run().losses)
         assert close(found[kind], expected, 1e-5)
         assert not close(found[kind], [*expected[:-1], expected[-1] + 2e-5], 1e-5)

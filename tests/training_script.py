@@ -1,6 +1,6 @@
 """Small trainings as a program of its own, to be killed or run in several processes: see test_train, test_distributed.
 
-    python training_script.py DIR KIND:SAMPLER ... [--resume] [--steps N] [--save N] [--batch N] [--wait SECONDS] ...
+    python training_script.py DIR KIND:SAMPLER[:OBJECTIVE] ... [--resume] [--steps N] [--save N] [--batch N] ...
 
 Each training goes to DIR/KIND. The first process prints the losses of all, by kind, as JSON.
 """
@@ -76,7 +76,7 @@ def main() -> None:
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser()
     parser.add_argument("directory", type=Path)
-    parser.add_argument("runs", nargs="+", help="KIND:SAMPLER; the model stands in DIR/KIND already")
+    parser.add_argument("runs", nargs="+", help="KIND:SAMPLER[:OBJECTIVE]; the model stands in DIR/KIND already")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--save", type=int)
@@ -86,8 +86,9 @@ def main() -> None:
     parser.add_argument("--break-at", type=int, help="end the last training with an error after this step")
     given = parser.parse_args()
     losses = {}
-    for kind, sampler in (run.split(":") for run in given.runs):
+    for kind, sampler, objective in (f"{run}:task".split(":")[:3] for run in given.runs):
         settings = {"steps": given.steps, "save_steps": given.save, "sampler": sampler, "shard": given.shard}
+        settings["objective"] = objective
         trainer = make_trainer(kind, given.directory / kind, given.batch, given.wait, **settings)
         if given.break_at is not None and kind == given.runs[-1].partition(":")[0]:
             break_off(given.break_at)

@@ -6,7 +6,8 @@ of one are the first units of a larger one, so they are compared as they are, wi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -21,8 +22,16 @@ from sortify.rewriting.slicing import axis_names, take
 from sortify.space.space import Subnet
 
 SMALLEST = 1e-6
-"""A mean square of a teacher's feature is not counted as less."""
+"""The square of a teacher's feature is not counted as less."""
 Features = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Those of a run: how many, and what adds a tensor up over them."""
+
+    count: int
+    added: Callable[[Tensor], Tensor]
 
 
 class Noted:
@@ -60,8 +69,10 @@ def _noting(runner: Runner, names: tuple[str, ...]) -> tuple[fx.GraphModule, tup
     return fx.GraphModule(runner.module, graph), tuple(kept)
 
 
-def distance(plan: Plan, subnet: Subnet, own: Features, larger: Subnet, taught: Features) -> Tensor:
-    """The mean square of the difference of features, as a share of the larger one's mean square; the mean over all.
+def distance(
+    plan: Plan, subnet: Subnet, own: Features, larger: Subnet, taught: Features, processes: Processes | None = None
+) -> Tensor:
+    """The square of the difference of features, as a share of the larger one's square; the mean over all features.
 
     The square error is that of FitNets (arXiv 1412.6550), TinyBERT (1909.10351) and DynaBERT (2004.04037); the share
     lets one weight serve features of any scale. Blocks that the smaller one leaves out are not compared; what a whole
@@ -71,17 +82,24 @@ def distance(plan: Plan, subnet: Subnet, own: Features, larger: Subnet, taught: 
         plan: of the model.
         subnet, own: the smaller sub-network and its features.
         larger, taught: one that contains it, and its features on the same inputs.
+        processes: of a run with several, each of which has a part of the batch: how many, and what adds a tensor up
+            over them. The mean over processes is then what one with the whole batch would have.
 
     Returns:
         a scalar in float32; 0 for the same sub-network.
     """
     left_out = _left_out(plan, subnet)
-    terms = [
-        _share(own[name], cut(taught[name], dims, larger, subnet))
+    squares = [
+        _squares(own[name], cut(taught[name], dims, larger, subnet))
         for name, dims in plan.features.items()
         if name in own and name not in left_out and own[name].is_floating_point()
     ]
-    return torch.stack(terms).mean() if terms else torch.zeros(())
+    if not squares:
+        return torch.zeros(())
+    apart, whole = (torch.stack(column) for column in zip(*squares, strict=True))
+    if processes is not None:
+        apart, whole = apart * processes.count, processes.added(whole)
+    return (apart / whole.clamp_min(SMALLEST)).mean()
 
 
 def cut(tensor: Tensor, dims: tuple[Dim, ...], larger: Subnet, subnet: Subnet) -> Tensor:
@@ -97,10 +115,11 @@ def cut(tensor: Tensor, dims: tuple[Dim, ...], larger: Subnet, subnet: Subnet) -
     return take(tensor, shape_text(there), [sizes[axis] for axis in axis_names(there)])
 
 
-def _share(own: Tensor, target: Tensor) -> Tensor:
+def _squares(own: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The sums of the squares of the difference, and of the target."""
     own, target = own.float(), target.detach().float()
     assert own.shape == target.shape, f"features of shapes {tuple(own.shape)} and {tuple(target.shape)}"
-    return (own - target).square().mean() / target.square().mean().clamp_min(SMALLEST)
+    return (own - target).square().sum(), target.square().sum()
 
 
 def _resized(dim: Dim, sizes: Sizes) -> Dim:

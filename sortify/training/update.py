@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map_only
 
 from sortify.data.batches import mix
 from sortify.errors import TrainingError
-from sortify.network.features import Features, Noted, distance
+from sortify.network.features import Features, Noted, Processes, distance
 from sortify.training.accumulation import Accumulation, Scheduled
 from sortify.training.gradients import Probe, Projection, average_gradients
 from sortify.training.landing import Landing
@@ -155,7 +155,8 @@ class SortedUpdate:
             the sub-networks with their losses, before division by their number; averaged over processes.
         """
         subnets, before = self.draw(), self._model.active
-        lessons = _Lessons(self._objective, self._match, self._weight, self._features if self._compares else 0.0)
+        features = self._features if self._compares else 0.0
+        lessons = _Lessons(self._objective, self._match, self._weight, features, self._processes())
         drawn, groups = list[Drawn](), self._groups(subnets)
         try:
             with lessons.of(self._model):
@@ -269,6 +270,12 @@ class SortedUpdate:
             backward(sum(totals[1:], totals[0]))
         return drawn
 
+    def _processes(self) -> Processes | None:
+        accelerator = self._accelerator
+        if accelerator is None or accelerator.num_processes == 1:
+            return None
+        return Processes(accelerator.num_processes, lambda tensor: accelerator.reduce(tensor, reduction="sum"))
+
     def _measures(self) -> bool:
         return self._accumulation is not None and self._accumulation.measures(self.step)
 
@@ -321,8 +328,11 @@ class _Turn:
 class _Lessons:
     """What the sub-networks of one step have put out, for those that learn from them."""
 
-    def __init__(self, objective: Objective | None, match: Match, weight: float, features: float) -> None:
+    def __init__(
+        self, objective: Objective | None, match: Match, weight: float, features: float, processes: Processes | None
+    ) -> None:
         self._objective, self._match, self._weight, self._features = objective, match, weight, features
+        self._processes = processes
         self._model: SortedModel | None = None
         self._noted: Noted | None = None
         self._last: Any = None
@@ -362,6 +372,6 @@ class _Lessons:
         if self._noted is not None and self._model is not None:
             if not taught:
                 raise TrainingError("hidden features are known in training mode only: call model.train() first")
-            away = distance(self._model.plan, subnet, features, teacher, taught)
+            away = distance(self._model.plan, subnet, features, teacher, taught, self._processes)
             loss, drawn = loss + self._features * away, replace(drawn, features=away.detach())
         return loss, drawn
