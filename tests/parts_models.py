@@ -153,7 +153,7 @@ class Watching(nn.Module):
 class NothingInside(Branching):
     def __init__(self) -> None:
         super().__init__()
-        self.only = nn.Linear(8, 8)
+        self.unused, self.only = nn.ModuleList(two_layers(20) for _ in range(3)), nn.Linear(8, 8)
 
     def body(self, x: Tensor) -> Tensor:
         return self.only(x)

@@ -57,7 +57,8 @@ def sortify_parts(
             path: f"the whole does not give the original's outputs with it: {note}" for path, note in guilty.items()
         }
         parts = [part for part in parts if part.path not in guilty] if guilty else []
-    reasons = "; ".join(f"{path}: {text}" for path, text in list(finder.left.items())[:3])
+    told = sorted(finder.left.items(), key=lambda item: item[1] == _NOT_CALLED)
+    reasons = "; ".join(f"{path}: {text}" for path, text in told[:3])
     raise type(why)(f"{why}; no part of it can be sorted either ({reasons})" if reasons else str(why)) from why
 
 
@@ -86,7 +87,7 @@ class _Finder:
             self.left[path] = "it is a torch.jit module"
             return
         if calls is None and why is None:
-            why = "it is not called with the example inputs"
+            why = _NOT_CALLED
         elif calls is not None and why is None:
             why = self._try(child, path, calls)
         if why is None:
@@ -126,6 +127,7 @@ class _Finder:
         return None
 
 
+_NOT_CALLED = "it is not called with the example inputs"
 _NOTHING = "nothing in it is elastic between fixed inputs and outputs"
 _WHOLE = "nothing in this model is elastic: "
 
