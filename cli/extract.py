@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 else:
     from .lazy import sortify, torch
 
-FORMATS = ("pt2", "safetensors")
+FILES = ("pt2", "safetensors")
+FOLDER = "huggingface"
+FORMATS = (*FILES, FOLDER)
 TOLERANCE = 1e-5
 """Largest difference of outputs, relative to their scale, in float32."""
 COARSE = 1e-2
@@ -59,10 +61,13 @@ def run(
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", metavar="OUT", help="The file; else ./extracted.pt2 or ./extracted.safetensors."
+            "-o", "--output", metavar="OUT", help="The file or folder; else ./extracted, with the format's ending."
         ),
     ] = None,
-    format: Annotated[str, typer.Option("--format", help="pt2, safetensors, or auto: as OUT ends, else pt2.")] = "auto",
+    format: Annotated[
+        str,
+        typer.Option("--format", help="pt2, safetensors, huggingface (a folder), or auto: as OUT ends, else pt2."),
+    ] = "auto",
     data: DataText = None,
     task: TaskName = None,
     recalibrate: Annotated[
@@ -90,12 +95,12 @@ def run(
     if not model.is_calibrated(subnet):
         load = {"batch_size": batch_size, "tokenizer": tokenizer, "sequence_length": sequence_length, "task": task}
         _measure(model, subnet, data, recalibrate, load)
-    error = _write(model, subnet, target, form)
+    error, use = _write(model, subnet, target, form)
     if rule:
         say(f"chosen: {subnet}: {rule}")
     show(cost_table(model, {"full": model.space.full, "extracted": subnet}, own))
     say(f"check: outputs equal the sub-network's, largest difference {error:.1e}")
-    say(f"saved: {target}" + ("  (use it: torch.export.load(path).module())" if form == "pt2" else "  (weights)"))
+    say(f"saved: {target}  ({use})")
 
 
 def _is_from_command_line(ctx: typer.Context, name: str) -> bool:
@@ -108,10 +113,12 @@ def _target(output: Path | None, format: str) -> tuple[Path, str]:
     """The file and its format."""
     if format not in ("auto", *FORMATS):
         raise typer.BadParameter(f"'{format}'; expected auto, {' or '.join(FORMATS)}", param_hint="--format")
+    if format == FOLDER:
+        return output or Path("extracted"), format
     if output is None or output.is_dir():
         output = (output or Path()) / "extracted"
     ending = output.suffix.removeprefix(".")
-    form = format if format != "auto" else ending if ending in FORMATS else "pt2"
+    form = format if format != "auto" else ending if ending in FILES else "pt2"
     return output if ending else output.with_suffix(f".{form}"), form
 
 
@@ -130,7 +137,22 @@ def _measure(
         model.recalibrate((task.split(batch)[0].to_model() for batch in loaded.train), batches)
 
 
-def _write(model: sortify.SortedModel, subnet: sortify.Subnet, target: Path, form: str) -> float:
+def _write(model: sortify.SortedModel, subnet: sortify.Subnet, target: Path, form: str) -> tuple[float, str]:
+    """Write the file or folder, and check it before it is put in its place.
+
+    Returns:
+        the largest difference of outputs, and how to use what was written.
+    """
+    if form == FOLDER:
+        native = sortify.to_native(model, subnet)
+        native.save(target)
+        changes = ", ".join(f"{name}={value}" for name, value in native.changes.items())
+        return native.error, f"use it: {type(native.module).__name__}.from_pretrained(path); {changes}"
+    use = "use it: torch.export.load(path).module()" if form == "pt2" else "weights"
+    return _write_file(model, subnet, target, form), use
+
+
+def _write_file(model: sortify.SortedModel, subnet: sortify.Subnet, target: Path, form: str) -> float:
     """Write the file, check it, and only then put it in its place; returns the largest difference of outputs."""
     small = model.extract(subnet=subnet).eval()
     args, kwargs = model.examples

@@ -17,6 +17,7 @@ Rooms, in the order in which data flows, each importing only what stands before 
     models/      the sorted model, whole or in parts; calibration, checkpoints, profiles
     ordering/    which units and blocks small sub-networks keep
     convert      all of it in one call
+    native/      a sub-network as its own library knows it: the original class with smaller settings
     data/, tasks/   batches; what a batch is to a model: inputs, a loss, scores
     training/    samplers, objectives, the update, the trainer, callbacks of other loops
     evaluate     every sub-network of a grid
@@ -39,6 +40,7 @@ from sortify.errors import (
     CheckpointError,
     DataError,
     InputError,
+    NativeError,
     ProfileError,
     ProofError,
     SortifyError,
@@ -49,6 +51,7 @@ from sortify.evaluate import Evaluation, evaluate
 from sortify.models.composed import ComposedModel, load
 from sortify.models.scores import Chosen
 from sortify.models.sorted_model import SortedModel
+from sortify.native.native import Native, to_native
 from sortify.network.extract import ExtractedModel, write
 from sortify.plan import Axis, Frozen, Plan
 from sortify.proof.proof import Check, Report
@@ -94,6 +97,8 @@ __all__ = [
     "Frozen",
     "InputError",
     "MeasuredCost",
+    "Native",
+    "NativeError",
     "OwnTask",
     "Plan",
     "Profile",
@@ -128,6 +133,7 @@ __all__ = [
     "register_sampler",
     "sortify",
     "task_for",
+    "to_native",
     "write",
     "write_report",
 ]

@@ -33,6 +33,7 @@ from sortify.proof import proof
 from sortify.proof.bounds import limits_of
 from sortify.proof.original import check_repeats, check_traced
 from sortify.sources.inputs import example_inputs_for
+from sortify.sources.origin import Origin, origin_of
 
 FOUND = Control()
 
@@ -120,7 +121,8 @@ def _sort(
     enter("analysis")
     analysis = analyse(captured, RULES, control.opaque, control.free)
     chains, more = find_chains(captured, analysis)
-    found = _Found(captured, analysis, chains, [*notes, *captured.notes, *more], control, source)
+    told = [*notes, *captured.notes, *more]
+    found = _Found(captured, analysis, chains, told, control, source, origin_of(module))
     enter("proof")
     blueprint, report = _proven(found, module)
     report = replace(report, seconds=enter(None), left_out=captured.left_out)
@@ -138,6 +140,7 @@ class _Found:
     notes: list[str]
     control: Control
     source: str | None
+    origin: Origin | None
 
 
 def _proven(found: _Found, module: nn.Module) -> tuple[Blueprint, proof.Report]:
@@ -204,7 +207,7 @@ def _plan(found: _Found, kept: Sequence[Kept]) -> tuple[Blueprint, dict[str, alg
     named = {atom: Named(name, atom.size.count) for name, atom in atoms.items()}
     costs = make_cost_model(captured, analysis, plan, named, kept)
     parts = captured.programs, captured.infos, captured.aliases, captured.signature
-    return Blueprint(*parts, plan, costs, source=found.source), atoms
+    return Blueprint(*parts, plan, costs, source=found.source, origin=found.origin), atoms
 
 
 @contextmanager

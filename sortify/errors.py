@@ -46,6 +46,10 @@ class CheckpointError(SortifyError):
     """A saved model is missing, damaged, or of an unknown version."""
 
 
+class NativeError(SortifyError):
+    """A sub-network cannot be expressed as a model of the library that the original came from."""
+
+
 class DataError(SortifyError):
     """The data for training or evaluation is missing or does not fit the model."""
 

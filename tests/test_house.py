@@ -47,6 +47,7 @@ ROOMS = [
     ["proof"],
     ["models", "ordering"],
     ["convert"],
+    ["native"],
     ["data", "tasks"],
     ["training"],
     ["evaluate"],

@@ -36,6 +36,7 @@ from sortify.graph.structure import Structure
 from sortify.network.blueprint import Blueprint
 from sortify.network.network import running_statistics
 from sortify.plan import Plan
+from sortify.sources.origin import Origin
 from sortify.space.profile import Profile
 from sortify.space.space import Subnet, Trained
 
@@ -79,6 +80,7 @@ def save(
         "format": "sortify",
         "version": VERSION,
         "source": blueprint.source,
+        "origin": blueprint.origin.to_json() if blueprint.origin else None,
         "plan": blueprint.plan.to_json(),
         "costs": blueprint.costs.to_json(),
         "signature": blueprint.signature.to_json(),
@@ -285,6 +287,7 @@ def _blueprint(main: Mapping[str, Any], programs: Mapping[str, Program]) -> Blue
         costs=CostModel.from_json(main["costs"], [axis.name for axis in plan.axes]),
         trained=Trained.from_json(main["trained"]) if main["trained"] else None,
         source=main["source"],
+        origin=Origin.from_json(main["origin"]) if main.get("origin") else None,
         profile=Profile.from_json(main["profile"]) if main.get("profile") else None,
         ordered=ordered["units"],
         blocks_ranked=bool(ordered["blocks"]),

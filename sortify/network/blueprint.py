@@ -16,6 +16,7 @@ from sortify.network.network import Runner
 from sortify.network.norms import frozen
 from sortify.plan import Plan
 from sortify.rewriting.rewrite import rewrite
+from sortify.sources.origin import Origin
 from sortify.space.profile import Profile
 from sortify.space.space import Space, Trained
 
@@ -33,6 +34,7 @@ class Blueprint:
         source: what the model was converted from, for people.
         profile: what sub-networks cost on a machine, if that was measured.
         ordered: the measure by which units were sorted last, if they were; blocks_ranked: whether blocks were, too.
+        origin: the class and the settings of the library that it comes from, where that is known.
         thawed: the train graph as it was captured, where that among the programs has frozen norms.
     """
 
@@ -47,6 +49,7 @@ class Blueprint:
     profile: Profile | None = None
     ordered: str | None = None
     blocks_ranked: bool = False
+    origin: Origin | None = None
     thawed: Program | None = None
 
     @cached_property

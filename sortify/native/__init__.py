@@ -1,0 +1,1 @@
+"""A sub-network as its own library knows it: the original class with smaller settings."""

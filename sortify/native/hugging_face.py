@@ -1,0 +1,56 @@
+"""Models of transformers with other settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sortify.errors import NativeError
+from sortify.native.settings import Settings
+from sortify.native.solve import Shapes
+
+
+def build(name: str, settings: Settings) -> torch.nn.Module:
+    """A model of a class that transformers exports, in evaluation mode, with weights as the class makes them.
+
+    Args:
+        name: of the class.
+        settings: its config, as JSON values. Code that a config names (`auto_map`) is neither looked for nor run.
+
+    Raises:
+        NativeError: the installed transformers has no such class.
+        Exception: whatever the class says of settings that do not go together.
+    """
+    import transformers  # takes seconds
+
+    kind: Any = getattr(transformers, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+        raise NativeError(f"transformers {transformers.__version__} has no model class {name}")
+    known = {key: value for key, value in settings.items() if key != "auto_map"}
+    config: Any = kind.config_class
+    model: Any = kind(config.from_dict(known))
+    made: torch.nn.Module = model.eval()
+    return made
+
+
+def save(module: torch.nn.Module, folder: Path) -> None:
+    """Write a folder that `from_pretrained` reads, and read it back to see that it does.
+
+    Raises:
+        NativeError: what comes back is not what was written.
+    """
+    model: Any = module
+    model.save_pretrained(folder)
+    state, again = module.state_dict(), type(model).from_pretrained(folder).state_dict()
+    if state.keys() != again.keys() or not all(torch.equal(tensor, again[key]) for key, tensor in state.items()):
+        raise NativeError(f"{type(module).__name__}: from_pretrained does not read what save_pretrained wrote")
+
+
+def shapes(name: str, settings: Settings) -> Shapes:
+    """The shapes of the state dict of such a model; no memory is taken for it."""
+    from transformers.initialization import no_init_weights
+
+    with torch.device("meta"), no_init_weights():
+        return {key: tuple(tensor.shape) for key, tensor in build(name, settings).state_dict().items()}

@@ -1,0 +1,225 @@
+"""Sub-networks as models of the original's own class: settings that give the shapes, proven by outputs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from cli_calls import call, errors, works, write_folder
+from torch import nn
+
+from sortify import NativeError, SortedModel, difference, load, sortify, to_native
+from sortify.native.hugging_face import build
+from sortify.native.numbering import left, renumbered
+from sortify.native.settings import changed, counts, leaves, told
+from sortify.native.solve import Wanted, solve, wrong
+from sortify.sources.origin import Origin, origin_of
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "vocab_size": 50,
+    "max_position_embeddings": 32,
+}
+
+
+def llama() -> nn.Module:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**SIZES, num_key_value_heads=2, tie_word_embeddings=True)
+    return transformers.LlamaForCausalLM(config).eval()
+
+
+def bert() -> nn.Module:
+    torch.manual_seed(0)
+    return transformers.BertForSequenceClassification(transformers.BertConfig(**SIZES)).eval()
+
+
+@cache
+def converted(make: Any) -> SortedModel:
+    return sortify(make())
+
+
+# -- settings and names
+
+
+def test_settings_are_changed_by_place_and_the_given_ones_stay() -> None:
+    given = {"a": 4, "text": {"sizes": [1, 2, 3], "name": "x"}, "on": True}
+    assert dict(leaves(given))[("text", "sizes", 2)] == 3
+    assert counts(given) == {("a",): 4, ("text", "sizes", 1): 2, ("text", "sizes", 2): 3}
+    found = changed(given, {("a",): 2, ("text", "sizes"): [1]})
+    assert found == {"a": 2, "text": {"sizes": [1], "name": "x"}, "on": True}
+    assert given["a"] == 4
+    assert [told(path) for path in counts(given)] == ["a", "text.sizes[1]", "text.sizes[2]"]
+
+
+def test_numbers_that_are_left_move_up_and_gaps_stay() -> None:
+    full = [f"layers.{i}.{j}.w" for i in range(4) for j in (0, 2)] + ["head.3.w"]
+    kept = [name for name in full if not name.startswith(("layers.1.", "layers.2."))]
+    assert renumbered(full, kept) == {
+        "layers.0.0.w": "layers.0.0.w",
+        "layers.0.2.w": "layers.0.2.w",
+        "layers.3.0.w": "layers.1.0.w",
+        "layers.3.2.w": "layers.1.2.w",
+        "head.3.w": "head.3.w",
+    }
+    assert left(full, kept) == {"layers": (4, [0, 3]), "layers.1": (2, []), "layers.2": (2, [])}
+
+
+# -- the solver, on a library that is made up
+
+
+def toy(settings: Any) -> dict[str, tuple[int, ...]]:
+    """Shapes of a model with `depth` layers of `width` and `ratio * width` units; heads do not show."""
+    if settings["width"] % settings["heads"]:
+        raise ValueError("heads must divide the width")
+    width, inner = settings["width"], settings["ratio"] * settings["width"]
+    layers = {f"layers.{i}.{n}": s for i in range(settings["depth"]) for n, s in (("up", (inner, width)),)}
+    return {"embedding": (settings["words"], width), **layers}
+
+
+FULL = {"width": 32, "ratio": 2, "depth": 3, "words": 32, "heads": 4, "kinds": ["a", "b", "c"]}
+
+
+def solved(target: Any, kept: tuple[int, ...], axes: dict[int, int]) -> list[dict[str, Any]]:
+    full = toy(FULL)
+    names = tuple(name for name in full if not name.startswith("layers") or int(name.split(".")[1]) in kept)
+    found = solve(toy, FULL, Wanted(full, names, toy(target), axes))
+    return [{told(path): value for path, value in changes.items()} for changes in found]
+
+
+def test_settings_of_the_wanted_shapes_are_found_and_no_others_are_changed() -> None:
+    first, *more = solved(FULL | {"width": 16, "heads": 4}, (0, 1, 2), {32: 16, 64: 32})
+    assert first == {"width": 16}  # and not the words, of which there are as many
+    assert {"width": 16, "heads": 2} in more  # what no shape shows comes later
+
+
+def test_lists_with_an_entry_for_each_block_are_cut_to_those_that_are_kept() -> None:
+    found = solved(FULL | {"depth": 2}, (0, 2), {})
+    assert found[0] == {"depth": 2}
+    assert {"depth": 2, "kinds": ["a", "c"]} in found
+
+
+def test_shapes_that_no_settings_have_are_not_found() -> None:
+    full = toy(FULL)
+    odd = {**full, "layers.1.up": (7, 32)}
+    assert list(solve(toy, FULL, Wanted(full, tuple(full), odd, {64: 7}))) == []
+    assert wrong(full, odd) == 1
+    assert wrong(full, {}) >= 4
+
+
+# -- transformers
+
+
+def test_the_origin_is_kept_with_the_model(tmp_path: Path) -> None:
+    model = converted(bert)
+    origin = model.blueprint.origin
+    assert origin is not None
+    assert (origin.library, origin.name) == ("transformers", "BertForSequenceClassification")
+    assert Origin.from_json(json.loads(json.dumps(origin.to_json()))) == origin
+    model.save(tmp_path / "sorted")
+    assert load(tmp_path / "sorted").blueprint.origin == origin
+    assert origin_of(nn.Linear(2, 2)) is None
+
+    class Own(transformers.BertModel):
+        pass
+
+    assert origin_of(Own(transformers.BertConfig(**SIZES))) is None
+
+
+@pytest.mark.parametrize(
+    ("make", "fractions", "changes"),
+    [
+        (bert, {"width": 0.5, "heads": 0.5}, {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}),
+        (bert, {"depth": 0.5}, {"num_hidden_layers": 2}),
+        (llama, {"width": 0.5}, {"hidden_size": 16, "intermediate_size": 32}),
+        (
+            llama,
+            {"heads": 0.5, "depth": 0.5},
+            {"num_key_value_heads": 1, "num_attention_heads": 2, "num_hidden_layers": 2},
+        ),
+    ],
+)
+def test_a_sub_network_is_a_model_of_the_class(
+    make: Any, fractions: dict[str, float], changes: dict[str, int], tmp_path: Path
+) -> None:
+    model = converted(make)
+    native = to_native(model, model.space.subnet(**fractions))
+    assert native.changes == changes
+    assert type(native.module) is type(make())
+    native.save(tmp_path / "small")
+    again = type(native.module).from_pretrained(tmp_path / "small").eval()  # type: ignore[attr-defined]
+    inputs = {"input_ids": torch.randint(50, (3, 9)), "attention_mask": torch.ones(3, 9, dtype=torch.long)}
+    with torch.no_grad(), model.eval().using(**fractions):
+        assert difference(model(**inputs)["logits"], again(**inputs)["logits"]) <= 1e-5
+
+
+def test_a_sub_network_that_the_class_cannot_be_is_refused_with_the_reason() -> None:
+    model = converted(bert)
+    with pytest.raises(NativeError, match=r"no settings of BertForSequenceClassification give .*width=0.5"):
+        to_native(model, model.space.subnet(width=0.5))  # the class ties the heads' size to the width
+
+
+def test_settings_with_other_outputs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sortify.native.native._error", lambda *args: 0.5)
+    with pytest.raises(NativeError, match=r"but outputs that differ by 5.0e-01"):
+        to_native(converted(llama), converted(llama).space.subnet(width=0.5))
+
+
+def test_only_models_of_the_library_are_built() -> None:
+    for name in ("AutoConfig", "logging", "no_such_class"):
+        with pytest.raises(NativeError, match="has no model class"):
+            build(name, {})
+
+
+def test_a_folder_that_cannot_be_read_back_never_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    native = to_native(converted(llama), converted(llama).space.subnet(depth=0.5))
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "mine.txt").write_text("mine")
+    other = llama()
+    monkeypatch.setattr(type(other), "from_pretrained", lambda *args: other)
+    with pytest.raises(NativeError, match="does not read what"):
+        native.save(tmp_path / "small")
+    assert [path.name for path in (tmp_path / "small").iterdir()] == ["mine.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]
+
+
+def test_the_folder_is_used_where_there_is_no_sortify(tmp_path: Path) -> None:
+    llama().save_pretrained(tmp_path / "given")  # type: ignore[operator]
+    works(tmp_path, "convert", "transformers/given")
+    said = works(tmp_path, "extract", "--heads", "0.5", "-o", "small", "--format", "huggingface").stdout
+    assert "LlamaForCausalLM.from_pretrained(path); num_key_value_heads=1, num_attention_heads=2" in " ".join(
+        said.split()
+    )
+    code = (
+        "import sys; sys.modules['sortify'] = None\n"
+        "import torch, transformers\n"
+        "model = transformers.AutoModelForCausalLM.from_pretrained('small')\n"
+        "print(model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=5, do_sample=False).tolist())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    tokens = torch.tensor([[1, 2, 3]])
+    model = load(tmp_path / "sorted").eval()
+    with torch.no_grad(), model.using(heads=0.5):
+        for _ in range(5):  # greedy, without a cache
+            logits = model(input_ids=tokens, attention_mask=torch.ones_like(tokens))["logits"]
+            tokens = torch.cat([tokens, logits[:, -1:].argmax(-1)], 1)
+    assert json.loads(done.stdout.strip().splitlines()[-1])[0][: tokens.shape[1]] == tokens.tolist()[0][:]
+
+
+def test_a_model_of_one_s_own_has_no_class_to_be(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    works(tmp_path, "convert", "model.pt")
+    result = call(tmp_path, "extract", "--budget", "0.5", "--format", "huggingface")
+    assert result.exit_code == 1
+    said = " ".join(errors(result))
+    assert "was not converted from a class of a known library (transformers)" in " ".join(said.split())
+    assert not (tmp_path / "extracted").exists()
