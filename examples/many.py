@@ -129,6 +129,12 @@ def trained(model: SortedModel, data: Any, config: TrainConfig, directory: Path)
     return load(directory), float(json.loads(seconds.read_text()))
 
 
+def _ends(found: Evaluation) -> list[tuple[str, Any]]:
+    """The members with the full width and the least depth, and the reverse."""
+    wanted = {"full width": {"width": 1.0, "depth": DEPTHS[0]}, "full depth": {"width": WIDTHS[0], "depth": 1.0}}
+    return [(name, row) for name, at in wanted.items() for row in found.rows if dict(row.subnet.fractions) == at]
+
+
 def page(found: Evaluation, alone: float, times: tuple[float, float], steps: int, options: argparse.Namespace) -> str:
     """The outcome as Markdown."""
     full, worst = found.full_row, min(found.rows, key=found.relative)
@@ -144,6 +150,7 @@ def page(found: Evaluation, alone: float, times: tuple[float, float], steps: int
             f"{found.score(worst):.2%}",
             f"{found.relative(worst):.1%} of the full one: {worst.subnet}",
         ),
+        *((f"{name}, the other at its smallest", f"{found.score(row):.2%}", "") for name, row in _ends(found)),
         ("median of the family", f"{sorted(map(found.score, found.rows))[len(found.rows) // 2]:.2%}", ""),
         ("training time of the family", f"{times[1] / times[0]:.2f}", "of the full network's alone"),
     ]
