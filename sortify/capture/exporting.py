@@ -10,7 +10,7 @@ import inspect
 import random
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -129,9 +129,18 @@ class Exporter:
         return [*([batches] if batches else []), *([place] for place in self.wanted if place[1] != 0)]
 
     def _export(self, opened: Sequence[Place], training: bool) -> fx.GraphModule:
+        from torch._dynamo.exc import UncapturedHigherOrderOpError  # slow to import
+
+        if opened:
+            try:
+                return self._traced(opened, training, _short_conditions())
+            except UncapturedHigherOrderOpError:  # no control flow is traced while there is a hook for all modules
+                pass
+        return self._traced(opened, training, nullcontext())
+
+    def _traced(self, opened: Sequence[Place], training: bool, short: AbstractContextManager[None]) -> fx.GraphModule:
         shapes = self._shapes(set(opened))
         left_out = self.left_out.of(self.module) if training else nullcontext()
-        short = _short_conditions() if opened else nullcontext()
         with left_out, mode_of(self.module, training), quiet_tracing(), _no_other_draws(self.module, training), short:
             exported = torch.export.export(self.module, self.args, self.kwargs, dynamic_shapes=shapes, strict=False)
             return exported.module(check_guards=False)
