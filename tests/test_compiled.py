@@ -44,7 +44,7 @@ pytestmark = [
 def counter() -> Iterator[CompileCounterWithBackend]:
     """Counts the graphs that the compiler makes; none of another test is there."""
     torch._dynamo.reset()
-    yield CompileCounterWithBackend("aot_eager")
+    yield CompileCounterWithBackend("eager")
     torch._dynamo.reset()
 
 
@@ -65,9 +65,10 @@ def grid(model: SortedModel) -> list[Subnet]:
     return [model.space.subnet(width=width, depth=depth) for width, depth in product(WIDTHS, DEPTHS)]
 
 
-@pytest.mark.parametrize(("kind", "training"), [("bn-still", True), ("mlp-still", False)])
+@pytest.mark.parametrize(("kind", "training"), [("bn-still", True), ("mlp-still", False)], ids=["train", "eval"])
 def test_two_graphs_for_each_choice_of_blocks(kind: str, training: bool, counter: CompileCounterWithBackend) -> None:
     plain, inputs = make_model(kind).train(training), example(kind)
+    counter.backend = "aot_eager" if training else "eager"
     model = copy.deepcopy(plain)
     model.compile(backend=counter)
     for subnet in grid(plain):
@@ -76,7 +77,8 @@ def test_two_graphs_for_each_choice_of_blocks(kind: str, training: bool, counter
             each.activate(subnet)
             results.append(outcome(each, inputs))
         assert difference(*results) <= 1e-5, subnet
-    assert counter.frame_count == 2 * len(DEPTHS)  # for weights that are whole, and for all that are cut
+    # one for weights that are whole, and one for all that are cut, where gradients make the compiler look at gaps
+    assert counter.frame_count == (2 if training else 1) * len(DEPTHS)
     assert difference(*(dict(each.named_buffers()) for each in (plain, model))) <= 1e-5 or not any(plain.buffers())
 
 

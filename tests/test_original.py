@@ -203,3 +203,23 @@ def test_gradients_in_bundles_are_the_same(monkeypatch: pytest.MonkeyPatch) -> N
         assert all(torch.equal(a, b) for a, b in zip(bundled, whole, strict=True))
     assert torch.equal(whole[0], 3 * weights[0] ** 2)
     assert not whole[4].any()
+
+
+class SwitchesOn(nn.Module):
+    """Wants the gradient of its input in training, as speech models do for recomputed blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and not torch.compiler.is_compiling():
+            x.requires_grad = True
+        out: Tensor = self.down(self.up(x).relu())
+        return out
+
+
+def test_a_model_that_switches_the_gradients_of_its_inputs_on_is_proven() -> None:
+    report = sortify(randomize(SwitchesOn(), 1), ROW()).report
+    assert report is not None
+    assert [row.passed for row in report.rows if row.name == GRADIENTS] == [True]

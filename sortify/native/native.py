@@ -22,7 +22,8 @@ from sortify.native import hugging_face
 from sortify.native.numbering import renumbered
 from sortify.native.settings import Settings, changed, told
 from sortify.native.solve import Shapes, Wanted, solve
-from sortify.network.extract import ExtractedModel
+from sortify.network.extract import ExtractedModel, extract
+from sortify.proof.trials import perturbed, statistics_of
 from sortify.sources.origin import TRANSFORMERS, Origin
 from sortify.space.space import Subnet
 
@@ -96,10 +97,12 @@ def to_native(model: SortedModel, subnet: Subnet) -> Native:
     weights = {names[name]: tensor for name, tensor in state.items()}
     best, wanted = float("inf"), _wanted(model, subnet, full, names, weights)
     found = solve(lambda settings: library.shapes(origin.name, settings), origin.settings, wanted)
+    noisy = extract(model.blueprint, perturbed(model.tensors, statistics_of(model.blueprint)), subnet).eval()
     for changes in islice(found, CANDIDATES):
-        module = library.build(origin.name, changed(origin.settings, changes))
-        module.load_state_dict(weights)
-        error = _error(model, small, module)
+        module, error = library.build(origin.name, changed(origin.settings, changes)), 0.0
+        for each in (noisy, small):  # fresh weights hide much: attention that is the same everywhere, zeros
+            module.load_state_dict({names[name]: tensor for name, tensor in each.state_dict().items()})
+            error = max(error, _error(model, each, module))
         if error <= TOLERANCE:
             return Native(origin.library, module, {told(path): value for path, value in changes.items()}, error)
         best = min(best, error)
@@ -110,7 +113,10 @@ def _wanted(
     model: SortedModel, subnet: Subnet, full: Mapping[str, Tensor], names: Mapping[str, str], own: Mapping[str, Tensor]
 ) -> Wanted:
     sizes = dict(subnet.sizes)
-    smaller = {axis.size: sizes[name] for name, axis in model.axes.items() if sizes[name] < axis.size}
+    depths = dict(subnet.depths)
+    smaller = {len(chain.blocks): depths[name] for name, chain in model.chains.items()}
+    smaller |= {axis.size: sizes[name] for name, axis in model.axes.items()}
+    smaller = {size: kept for size, kept in smaller.items() if kept < size}
     before, after = ({name: tuple(t.shape) for name, t in each.items()} for each in (full, own))
     return Wanted(before, tuple(names), after, smaller)
 

@@ -32,7 +32,7 @@ class Wanted:
         full: shapes of the full model, by its names.
         kept: the names of the full model that the sub-network keeps.
         shapes: those of the sub-network, by the names that they have in a model of its own.
-        axes: sizes of axes that are smaller in the sub-network: full size -> size.
+        axes: sizes of axes, and numbers of blocks, that are smaller in the sub-network: full -> its own.
     """
 
     full: Shapes

@@ -131,8 +131,11 @@ def gradients_apart(
     if widen is not None:
         tensors, examples = {name: widen(t) for name, t in tensors.items()}, [widen(t) for t in examples]
     try:
-        expected = _gradients(blueprint, tensors, examples, original)
-        found = _gradients(blueprint, tensors, examples, None, runner, leading)
+        try:
+            expected, of_inputs = _gradients(blueprint, tensors, examples, original), True
+        except CaptureError:  # as where the model switches the gradients of its inputs on
+            expected, of_inputs = _gradients(blueprint, tensors, examples, original, of_inputs=False), False
+        found = _gradients(blueprint, tensors, examples, None, runner, leading, of_inputs)
         return gap(expected, found), expected
     except NotDifferentiable:
         return 0.0, Gradients(None, [], originals=True)
@@ -157,12 +160,13 @@ def _gradients(
     original: nn.Module | None,
     runner: Runner | None = None,
     leading: Sequence[Any] = (),
+    of_inputs: bool = True,
 ) -> Gradients:
-    """Of the original, or else of a graph: zeros where there is no gradient."""
+    """Of the original, or else of a graph: zeros where there is no gradient; of parameters, and of floating inputs."""
     own = clones(tensors, blueprint)
     learnt = [n for n, t in own.items() if blueprint.infos[n].kind == "parameter" and t.is_floating_point()]
     own |= {name: own[name].detach().requires_grad_() for name in learnt}
-    leaves = [t.detach().clone().requires_grad_(t.is_floating_point()) for t in examples]
+    leaves = [t.detach().clone().requires_grad_(of_inputs and t.is_floating_point()) for t in examples]
     inputs = [t.clone() for t in leaves]  # what is no leaf may be changed in place
     with torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(0)
