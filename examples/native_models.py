@@ -1,6 +1,6 @@
 """Which sub-networks of transformers models are models of their own class again: `sortify.to_native`, class by class.
 
-    python examples/native_models.py [NAMES ...] [--out out/native.jsonl] [--page docs/native.md]
+    python -m examples.native_models [NAMES ...] [--out out/native.jsonl] [--page docs/native.md]
 
 Every model is built offline from a tiny configuration with random weights and converted. Two of its sub-networks are
 asked for: all widths and heads halved, and half of the blocks. Each is written as a folder, read back by the library
@@ -98,7 +98,7 @@ What `sortify.to_native` makes of tiny, random models of transformers: the setti
 sub-network of half the widths and heads, and one of half the blocks, with the largest difference of outputs after the
 folder was written and read back by `from_pretrained`. {counts[0]} and {counts[1]} of {len(rows)} are such models.
 
-Made by `python -m examples.native_models --page docs/native.md` (torch {torch.__version__}).
+Made by `make native` (torch {torch.__version__}).
 
 """ + "\n".join([*lines, ""])
 
@@ -107,7 +107,7 @@ def cell(found: Row) -> str:
     """One outcome in words."""
     if "why" in found:
         return f"no: {found['why']}"
-    return ", ".join(f"{name} {value}" for name, value in found["changes"].items()) + f" ({found['error']:.0e})"
+    return ", ".join(f"{name} {value}" for name, value in found["changes"].items()) + f" ({found['error']:.1g})"
 
 
 def main(make: Callable[[str], Row] = row_of) -> None:
