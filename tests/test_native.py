@@ -183,13 +183,23 @@ def test_only_models_of_the_library_are_built() -> None:
 def test_a_folder_that_cannot_be_read_back_never_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     native = to_native(converted(llama), converted(llama).space.subnet(depth=0.5))
     (tmp_path / "small").mkdir()
-    (tmp_path / "small" / "mine.txt").write_text("mine")
     other = llama()
     monkeypatch.setattr(type(other), "from_pretrained", lambda *args: other)
     with pytest.raises(NativeError, match="does not read what"):
         native.save(tmp_path / "small")
-    assert [path.name for path in (tmp_path / "small").iterdir()] == ["mine.txt"]
+    assert not list((tmp_path / "small").iterdir())
     assert [path.name for path in tmp_path.iterdir()] == ["small"]
+
+
+def test_what_is_there_already_is_never_written_over(tmp_path: Path) -> None:
+    native = to_native(converted(llama), converted(llama).space.subnet(depth=0.5))
+    (tmp_path / "folder").mkdir()
+    for name in ("file", "folder/mine.txt"):
+        (tmp_path / name).write_text("mine")
+    for name in ("file", "folder"):
+        with pytest.raises(NativeError, match=r"there is something already; name a folder that is new or empty"):
+            native.save(tmp_path / name)
+    assert [(tmp_path / name).read_text() for name in ("file", "folder/mine.txt")] == ["mine", "mine"]
 
 
 def test_the_folder_is_used_where_there_is_no_sortify(tmp_path: Path) -> None:

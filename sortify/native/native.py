@@ -66,10 +66,16 @@ class Native:
     def save(self, target: str | Path) -> None:
         """Write a folder that the library loads; it appears when it is complete and has been read back.
 
+        Args:
+            target: a folder that is not there yet, or is empty.
+
         Raises:
-            NativeError: the library does not read what it wrote.
+            NativeError: there is something already, or the library does not read what it wrote.
             SortifyError: the disk refuses.
         """
+        target = Path(target)
+        if target.is_file() or (target.is_dir() and any(target.iterdir())):
+            raise NativeError(f"{target}: there is something already; name a folder that is new or empty")
         try:
             with replacing(target) as draft:
                 LIBRARIES[self.library].save(self.module, draft)
