@@ -79,7 +79,9 @@ def test_two_graphs_for_each_choice_of_blocks(kind: str, training: bool, counter
         assert difference(*results) <= 1e-5, subnet
     # one for weights that are whole, and one for all that are cut, where gradients make the compiler look at gaps
     assert counter.frame_count == (2 if training else 1) * len(DEPTHS)
-    assert difference(*(dict(each.named_buffers()) for each in (plain, model))) <= 1e-5 or not any(plain.buffers())
+    buffers = [dict(each.named_buffers()) for each in (plain, model)]
+    assert bool(buffers[0]) == (kind == "bn-still")
+    assert not buffers[0] or difference(*buffers) <= 1e-5
 
 
 def test_a_graph_for_every_sub_network_where_widths_are_constants(counter: CompileCounterWithBackend) -> None:
@@ -118,7 +120,6 @@ def test_models_in_parts_compile_their_parts(counter: CompileCounterWithBackend)
 def test_statistics_of_a_sub_network_are_used(counter: CompileCounterWithBackend) -> None:
     model = make_model("bn").eval()
     model.activate(width=0.5)
-    before = call(model, example("bn"))
     model.recalibrate([(torch.rand(16, 1, 8, 8) + 3,)])
     inputs = (torch.rand(4, 1, 8, 8),)
     expected = call(model, inputs)
@@ -126,7 +127,6 @@ def test_statistics_of_a_sub_network_are_used(counter: CompileCounterWithBackend
     assert difference(expected, call(model, inputs)) <= 1e-5
     model.forget_statistics()
     assert difference(expected, call(model, inputs)) > 1e-3
-    assert before.shape == (2, 10)
 
 
 def test_a_copy_runs_compiled_too(counter: CompileCounterWithBackend) -> None:
@@ -182,7 +182,7 @@ def test_a_training_that_compiles_equals_one_that_does_not(
         make_trainer("mlp-still", tmp_path / name, compile=name == "compiled").run()
         found.append(load(tmp_path / name).state_dict())
     assert counter.frame_count > 0
-    assert difference(*found) <= 1e-3  # Adam makes more of rounding
+    assert difference(*found) <= 1e-5
 
 
 @pytest.mark.parametrize("with_it", ["shard", "gradient_checkpointing"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from cli_calls import call, errors, works, write_folder
 from torch import nn
 
 from sortify import NativeError, SortedModel, difference, load, sortify, to_native
-from sortify.native.hugging_face import build
+from sortify.native.comparing import apart, lively
+from sortify.native.hugging_face import NOT_TAKEN, build
 from sortify.native.numbering import left, renumbered
 from sortify.native.settings import changed, counts, leaves, told
 from sortify.native.solve import Wanted, solve, wrong
@@ -169,9 +171,47 @@ def test_a_sub_network_that_the_class_cannot_be_is_refused_with_the_reason() -> 
 
 
 def test_settings_with_other_outputs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sortify.native.native._error", lambda *args: 0.5)
+    monkeypatch.setattr("sortify.native.native.apart", lambda *args: 0.5)
     with pytest.raises(NativeError, match=r"but outputs that differ by 5.0e-01"):
         to_native(converted(llama), converted(llama).space.subnet(width=0.5))
+
+
+def test_what_a_config_names_to_be_fetched_or_run_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[Any] = []
+    known = transformers.LlamaConfig.from_dict
+    monkeypatch.setattr(transformers.LlamaConfig, "from_dict", lambda given: taken.append(given) or known(given))
+    hostile = dict.fromkeys(NOT_TAKEN, "somebody/code")
+    build("LlamaForCausalLM", {**SIZES, **hostile, "parts": [{"size": 3, **hostile}]})
+    assert taken == [{**SIZES, "parts": [{"size": 3}]}]
+
+
+def test_a_candidate_that_does_not_run_is_no_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "forward", fails)
+    with pytest.raises(NativeError, match="no settings of LlamaForCausalLM"):
+        to_native(converted(llama), converted(llama).space.subnet(width=0.5))
+
+
+def test_a_wrong_number_of_heads_is_seen() -> None:
+    model = converted(bert)
+    subnet = model.space.subnet(width=0.5, heads=0.5)
+    right = to_native(model, subnet)
+    origin = model.blueprint.origin
+    assert origin is not None
+    wrong_heads = build(origin.name, {**origin.settings, **right.changes, "num_attention_heads": 4})
+    small, names = lively(model, subnet), {name: name for name in wrong_heads.state_dict()}
+    assert apart(model, small, wrong_heads, names) > 1e-2
+    assert apart(model, small, right.module, names) <= 1e-12
+
+
+def test_models_without_values_and_in_other_dtypes() -> None:
+    with pytest.raises(NativeError, match="meta device"):
+        to_native(copy.deepcopy(converted(llama)).to("meta"), converted(llama).space.subnet(depth=0.5))
+    wide = copy.deepcopy(converted(llama)).double()
+    native = to_native(wide, wide.space.subnet(depth=0.5))
+    assert {parameter.dtype for parameter in native.module.parameters()} == {torch.float64}
 
 
 def test_only_models_of_the_library_are_built() -> None:
@@ -222,7 +262,7 @@ def test_the_folder_is_used_where_there_is_no_sortify(tmp_path: Path) -> None:
         for _ in range(5):  # greedy, without a cache
             logits = model(input_ids=tokens, attention_mask=torch.ones_like(tokens))["logits"]
             tokens = torch.cat([tokens, logits[:, -1:].argmax(-1)], 1)
-    assert json.loads(done.stdout.strip().splitlines()[-1])[0][: tokens.shape[1]] == tokens.tolist()[0][:]
+    assert json.loads(done.stdout.strip().splitlines()[-1]) == tokens.tolist()
 
 
 def test_a_model_of_one_s_own_has_no_class_to_be(tmp_path: Path) -> None:

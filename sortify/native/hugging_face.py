@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,18 @@ from sortify.errors import NativeError
 from sortify.native.settings import Settings
 from sortify.native.solve import Shapes
 
+NOT_TAKEN = frozenset(
+    {"auto_map", "attn_implementation", "_attn_implementation", "_experts_implementation", "use_pretrained_backbone"}
+)
+"""Entries of a config that may fetch something, or run code that it names."""
+
 
 def build(name: str, settings: Settings) -> torch.nn.Module:
     """A model of a class that transformers exports, in evaluation mode, with weights as the class makes them.
 
     Args:
         name: of the class.
-        settings: its config, as JSON values. Code that a config names (`auto_map`) is neither looked for nor run.
+        settings: its config, as JSON values; without what it may name to be fetched or run, see `NOT_TAKEN`.
 
     Raises:
         NativeError: the installed transformers has no such class.
@@ -28,11 +34,16 @@ def build(name: str, settings: Settings) -> torch.nn.Module:
     kind: Any = getattr(transformers, name, None)
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         raise NativeError(f"transformers {transformers.__version__} has no model class {name}")
-    known = {key: value for key, value in settings.items() if key != "auto_map"}
     config: Any = kind.config_class
-    model: Any = kind(config.from_dict(known))
+    model: Any = kind(config.from_dict(_inert(settings)))
     made: torch.nn.Module = model.eval()
     return made
+
+
+def _inert(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _inert(part) for key, part in value.items() if key not in NOT_TAKEN}
+    return [_inert(part) for part in value] if isinstance(value, list) else value
 
 
 def save(module: torch.nn.Module, folder: Path) -> None:
