@@ -72,7 +72,7 @@ check-costs: $(READY) ## predicted against counted costs of 12 library models, 5
 	OMP_NUM_THREADS=1 $(BIN)/python examples/check_costs.py --out out/check_costs.jsonl
 
 zoo-sample: $(READY) ## the same over a fixed dozen of small models; minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m examples.coverage.sweep --zoo zoo-sample --strict --retry pass fail refused not-built
+	OMP_NUM_THREADS=1 $(BIN)/python -m examples.coverage.sweep --zoo zoo-sample --out out/coverage --strict --retry pass fail refused not-built
 
 venv: $(READY) ## make the environment and nothing else
 

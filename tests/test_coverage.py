@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -192,6 +193,8 @@ def test_a_sweep_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     assert sweep.left(names, done, only="[ab]") == ["b"]
     sweep.sweep(["crash", "b"], path, well, LIMITS, 1, **LIGHT)
     assert {name: row["status"] for name, row in sweep.read(path).items()} == dict.fromkeys(["a", "crash", "b"], "pass")
+    assert list(sweep.tidied(path, ["b", "c", "a"])) == ["b", "a"]
+    assert [json.loads(line)["name"] for line in path.read_text().splitlines()] == ["b", "a"]
 
 
 def test_children_end_with_the_runner(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """What the sweep found, as pages: the coverage page of the documentation, and a list of failures for developers.
 
-`python -m examples.coverage.report out/coverage/zoo.jsonl` prints the page; `--failures` prints the list instead.
+`python -m examples.coverage.report ROWS` (docs/assets/coverage/zoo.jsonl) prints the page; `--failures` a list.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.coverage import models
-from examples.coverage.sweep import read
+from examples.coverage.sweep import ROWS, read
 
 Row = dict[str, Any]
 SHARE = 0.99
@@ -50,7 +50,8 @@ def page(rows: Mapping[str, Row], command: str, listed: int) -> str:
         f"Made by `{command}`, which goes on where it was stopped; so far {len(done)} of the {listed} models have run. "
     )
     only = EVALUATION_ONLY if command.endswith("zoo-full") else ""
-    parts = [HEAD + only + made + f"Commits of the library: {', '.join(commits) or '-'}.\n"]
+    rows_at = f"The rows: `{ROWS / command.removeprefix('make ')}.jsonl`. "
+    parts = [HEAD + only + made + rows_at + f"Commits of the library: {', '.join(commits) or '-'}.\n"]
     parts += ["## Summary\n", summary(done), "## What did not pass\n", grouped_table(failures(done))]
     for zoo, members in by(done, zoo_of).items():
         built = sorted((r for r in members if "share" in r), key=lambda r: str(r["name"]))

@@ -1,6 +1,8 @@
 """The zoo sweep: every model of a list in a process of its own, one line of JSON each, resumable.
 
-`python -m examples.coverage.sweep --zoo zoo` appends to out/coverage/zoo.jsonl and then writes docs/coverage.md.
+`python -m examples.coverage.sweep --zoo zoo` appends to docs/assets/coverage/zoo.jsonl; with
+`--page docs/coverage.md` it then writes the page. The rows are kept with the page that is made of them, so that a sweep
+of hours can go on anywhere.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedC
 Row = dict[str, Any]
 Check = Callable[[str], Row]
 ROOT = Path(__file__).parents[2]
+ROWS = Path("docs/assets/coverage")
 PRELOADED = ("examples.coverage.warm",)
 
 
@@ -150,6 +153,16 @@ def read(path: Path) -> dict[str, Row]:
     return rows
 
 
+def tidied(path: Path, names: Sequence[str]) -> dict[str, Row]:
+    """The rows, of which the file then holds the last of each listed name, in the order of the list."""
+    rows = read(path)
+    rows = {name: rows[name] for name in names if name in rows}
+    draft = path.with_name(f".{path.name}")
+    draft.write_text("".join(f"{json.dumps(row)}\n" for row in rows.values()), "utf-8")
+    os.replace(draft, path)
+    return rows
+
+
 def left(names: Sequence[str], done: dict[str, Row], only: str | None = None, retry: Sequence[str] = ()) -> list[str]:
     """The names still to run: those without a row or with a status to try again, of those that match."""
     wanted = [name for name in names if only is None or fnmatch.fnmatch(name, only)]
@@ -194,7 +207,7 @@ def options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Convert every model of a list and keep what was found.")
     parser.add_argument("--zoo", choices=("zoo", "zoo-full", "zoo-sample"), default="zoo", help="which list")
-    parser.add_argument("--out", type=Path, default=Path("out/coverage"), help="folder for the JSON lines")
+    parser.add_argument("--out", type=Path, default=ROWS, help="folder for the JSON lines")
     parser.add_argument("--only", metavar="PATTERN", help="only names that match, such as 'timm/*'")
     parser.add_argument("--retry", metavar="STATUS", nargs="+", default=[], help="run these again: fail refused ...")
     parser.add_argument("--jobs", type=int, default=2, help="processes at once")
@@ -216,7 +229,7 @@ def main() -> int:
     names = left(listed, read(path), given.only, given.retry)
     checked = check_evaluation if given.zoo == "zoo-full" else check
     sweep(names, path, checked, Limits(given.seconds, int(given.memory * 2**30)), given.jobs)
-    rows = read(path)
+    rows = tidied(path, listed)
     if given.page is not None:
         given.page.write_text(report.page(rows, f"make {given.zoo}", len(listed)), "utf-8")
     passed = all(rows.get(name, {}).get("status") == "pass" for name in listed)
