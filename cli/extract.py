@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +24,7 @@ from .options import (
     given,
     parse_sizes,
 )
-from .show import cost_table, say, show, warn
+from .show import cost_table, say, show, warn, working
 
 if TYPE_CHECKING:
     import torch
@@ -66,8 +67,15 @@ def run(
     ] = None,
     format: Annotated[
         str,
-        typer.Option("--format", help="pt2, safetensors, huggingface (a folder), or auto: as OUT ends, else pt2."),
+        typer.Option(
+            "--format",
+            help="pt2, safetensors, huggingface (a folder), or auto: as OUT ends, else what the model came from.",
+        ),
     ] = "auto",
+    native: Annotated[
+        bool,
+        typer.Option("--native", help="The largest within the budget that is a model of the original's own class."),
+    ] = False,
     data: DataText = None,
     task: TaskName = None,
     recalibrate: Annotated[
@@ -80,27 +88,44 @@ def run(
 ) -> None:
     """Cut out the largest sub-network within a budget, or a given one, and check that it computes the same."""
     fractions = given(width=width, heads=heads, depth=depth)
-    if fractions and budget and _is_from_command_line(ctx, "budget"):
-        raise typer.BadParameter("give --budget or --width, --heads, --depth, not both")
-    if not fractions and not budget:
-        raise typer.BadParameter("say how large: --budget 0.5, or --width, --heads, --depth")
-    target, form = _target(output, format)
+    _check(fractions, budget, _is_from_command_line(ctx, "budget"), format, native)
     model = sortify.load(dir)
-    subnet, rule, own = model.space.subnet(**fractions), "", parse_sizes(sizes)
+    own = parse_sizes(sizes)
+    subnet, rule = model.space.subnet(**fractions), ""
     if budget and not fractions:
-        chosen = model.choose(budget, metric, **own)
-        subnet, rule = chosen.subnet, chosen.rule
-    if model.space.trained is not None and not model.space.is_member(subnet):
-        warn(f"{subnet} is none of the sub-networks that were trained; it may score far below its neighbours")
-    if not model.is_calibrated(subnet):
-        load = {"batch_size": batch_size, "tokenizer": tokenizer, "sequence_length": sequence_length, "task": task}
-        _measure(model, subnet, data, recalibrate, load)
-    error, use = _write(model, subnet, target, form)
+        subnet, rule = _within(model, budget, metric, own, native)
+    load = {"batch_size": batch_size, "tokenizer": tokenizer, "sequence_length": sequence_length, "task": task}
+    _ready(model, subnet, data, recalibrate, load)
+    target, error, use = _write(model, subnet, output, FOLDER if native else format)
     if rule:
         say(f"chosen: {subnet}: {rule}")
     show(cost_table(model, {"full": model.space.full, "extracted": subnet}, own))
     say(f"check: outputs equal the sub-network's, largest difference {error:.1e}")
     say(f"saved: {target}  ({use})")
+
+
+def _check(fractions: Mapping[str, float], budget: Any, typed: bool, format: str, native: bool) -> None:
+    """Refuse options that do not go together."""
+    if fractions and budget and typed:
+        raise typer.BadParameter("give --budget or --width, --heads, --depth, not both")
+    if not fractions and not budget:
+        raise typer.BadParameter("say how large: --budget 0.5, or --width, --heads, --depth")
+    if native and (fractions or format in FILES):
+        raise typer.BadParameter("--native is for a --budget, and writes a folder of the original's library")
+    if format not in ("auto", *FORMATS):
+        raise typer.BadParameter(f"'{format}'; expected auto, {' or '.join(FORMATS)}", param_hint="--format")
+
+
+def _within(
+    model: sortify.SortedModel, budget: Any, metric: str, sizes: dict[str, int], native: bool
+) -> tuple[sortify.Subnet, str]:
+    """The sub-network for a budget, and by which rule."""
+    if not native:
+        chosen = model.choose(budget, metric, **sizes)
+        return chosen.subnet, chosen.rule
+    with working("looking for settings"):
+        subnet = sortify.nearest_native(model, budget, metric, **sizes).subnet
+    return subnet, "the largest within the budget that is a model of the original's class"
 
 
 def _is_from_command_line(ctx: typer.Context, name: str) -> bool:
@@ -109,23 +134,14 @@ def _is_from_command_line(ctx: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _target(output: Path | None, format: str) -> tuple[Path, str]:
-    """The file and its format."""
-    if format not in ("auto", *FORMATS):
-        raise typer.BadParameter(f"'{format}'; expected auto, {' or '.join(FORMATS)}", param_hint="--format")
-    if format == FOLDER:
-        return output or Path("extracted"), format
-    if output is None or output.is_dir():
-        output = (output or Path()) / "extracted"
-    ending = output.suffix.removeprefix(".")
-    form = format if format != "auto" else ending if ending in FILES else "pt2"
-    return output if ending else output.with_suffix(f".{form}"), form
-
-
-def _measure(
+def _ready(
     model: sortify.SortedModel, subnet: sortify.Subnet, data: str | None, batches: int, load: dict[str, Any]
 ) -> None:
-    """Measure batch-norm statistics on training data, or say that nobody has."""
+    """Say what the sub-network lacks: training, batch-norm statistics; these are measured where there is data."""
+    if model.space.trained is not None and not model.space.is_member(subnet):
+        warn(f"{subnet} is none of the sub-networks that were trained; it may score far below its neighbours")
+    if model.is_calibrated(subnet):
+        return
     if data is None:
         warn(
             f"the batch-norm statistics are not those of {subnet}; name --data, or run `sortify train`, to measure them"
@@ -137,19 +153,37 @@ def _measure(
         model.recalibrate((task.split(batch)[0].to_model() for batch in loaded.train), batches)
 
 
-def _write(model: sortify.SortedModel, subnet: sortify.Subnet, target: Path, form: str) -> tuple[float, str]:
+def _write(
+    model: sortify.SortedModel, subnet: sortify.Subnet, output: Path | None, format: str
+) -> tuple[Path, float, str]:
     """Write the file or folder, and check it before it is put in its place.
 
     Returns:
-        the largest difference of outputs, and how to use what was written.
+        what was written, the largest difference of outputs, and how to use it.
     """
-    if form == FOLDER:
-        native = sortify.to_native(model, subnet)
-        native.save(target)
-        changes = ", ".join(f"{name}={value}" for name, value in native.changes.items())
-        return native.error, f"use it: {type(native.module).__name__}.from_pretrained(path); {changes}"
+    ending = "" if output is None else output.suffix.removeprefix(".")
+    if format == FOLDER or (format == "auto" and ending not in FILES and sortify.has_native_library(model)):
+        try:
+            with working("looking for settings"):
+                native = sortify.to_native(model, subnet)
+        except sortify.NativeError as error:
+            if format == FOLDER:
+                raise
+            say(f"written as a graph, as {error}; --native takes the nearest sub-network that is a model of its class")
+        else:
+            return _write_folder(native, output or Path("extracted"))
+    if output is None or output.is_dir():
+        output = (output or Path()) / "extracted"
+    form = format if format != "auto" else ending if ending in FILES else "pt2"
+    target = output if ending else output.with_suffix(f".{form}")
     use = "use it: torch.export.load(path).module()" if form == "pt2" else "weights"
-    return _write_file(model, subnet, target, form), use
+    return target, _write_file(model, subnet, target, form), use
+
+
+def _write_folder(native: sortify.Native, target: Path) -> tuple[Path, float, str]:
+    native.save(target)
+    changes = ", ".join(f"{name}={value}" for name, value in native.changes.items())
+    return target, native.error, f"use it: {type(native.module).__name__}.from_pretrained(path); {changes}"
 
 
 def _write_file(model: sortify.SortedModel, subnet: sortify.Subnet, target: Path, form: str) -> float:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import typer
@@ -31,6 +32,14 @@ def console(*, error: bool = False) -> Console:
 def speaks() -> bool:
     """Whether this process prints: of several that train together, the first."""
     return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """Something that turns while a step without a length of its own goes on; nothing where no one looks."""
+    out = console(error=True)
+    with out.status(what) if speaks() and out.is_terminal else nullcontext():
+        yield
 
 
 def say(text: str = "") -> None:

@@ -2,26 +2,39 @@
 
     python -m examples.native_models [NAMES ...] [--out out/native.jsonl] [--page docs/native.md]
 
-Every model is built offline from a tiny configuration with random weights and converted. Two of its sub-networks are
-asked for: all widths and heads halved, and half of the blocks. Each is written as a folder, read back by the library
-and compared. A model that is in the output file is not run again.
+Every model is built offline from a tiny configuration with random weights and converted; outputs that show the stream
+beside the logits, as an encoder's hidden states, may become narrower with it (`free=`). Three sub-networks are asked
+for: all widths and heads halved, half of the blocks, and the nearest within half of the FLOPs. Each is written as a
+folder, read back by the library and compared. A model that is in the output file is not run again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import tempfile
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from rich.console import Console
 
 from examples.coverage import models
-from sortify import NativeError, SortedModel, SortifyError, Subnet, difference, sortify, to_native
+from sortify import (
+    Native,
+    NativeError,
+    SortedModel,
+    SortifyError,
+    difference,
+    nearest_native,
+    sortify,
+    to_native,
+)
 
 NAMES = (
     "causal-lm/llama",
@@ -50,6 +63,7 @@ NAMES = (
     "audio-classification/hubert",
 )
 WANTED = {"half": ("width", "heads"), "half the depth": ("depth",)}
+NEAREST = "nearest"
 Row = dict[str, Any]
 console = Console()
 
@@ -59,46 +73,59 @@ def row_of(name: str) -> Row:
     built = models.build(f"transformers/{name}")
     row: Row = {"name": name, "class": type(built.module).__name__}
     try:
-        model = sortify(built.module.eval(), built.inputs).eval()
+        model = converted(built)
     except SortifyError as error:
         return row | {"refused": str(error)}
     for what, groups in WANTED.items():
         fractions = dict.fromkeys((group for group in groups if group in model.space.groups), 0.5)
         subnet = model.space.subnet(**fractions)
-        row[what] = {"why": "nothing to halve"} if subnet == model.space.full else tried(model, subnet)
-    return row
+        full = subnet == model.space.full
+        row[what] = {"why": "nothing to halve"} if full else tried(model, partial(to_native, model, subnet))
+    return row | {NEAREST: tried(model, partial(nearest_native, model, 0.5))}
 
 
-def tried(model: SortedModel, subnet: Subnet) -> Row:
+def converted(built: models.Built) -> SortedModel:
+    """The model; outputs beside the logits that keep the stream as it is are let go."""
+    module = built.module.eval()
+    model = sortify(module, built.inputs).eval()
+    shown = {found[1] for frozen in model.frozen if (found := re.search(r"of the output '([\w.]+)'", frozen.why))}
+    others = sorted(shown - {"logits"})
+    return sortify(module, built.inputs, free=others).eval() if others else model
+
+
+def tried(model: SortedModel, make: Callable[[], Native]) -> Row:
     """What came of one sub-network: the settings and the error, or the reason why there is none."""
     try:
-        native = to_native(model, subnet)
+        native = make()
     except NativeError as error:
         return {"why": str(error)}
     args, kwargs = model.examples
     with tempfile.TemporaryDirectory() as place:
         native.save(Path(place, "small"))
         again: Any = type(native.module).from_pretrained(Path(place, "small")).eval()  # type: ignore[attr-defined]
-    with torch.no_grad(), model.using(subnet):
+    with torch.no_grad(), model.using(native.subnet):
         expected, found = model(*args, **kwargs), again(*args, **model.signature.completed(args, kwargs))
-    error = max(native.error, difference(expected["logits"], found["logits"]))
-    return {"changes": dict(native.changes), "error": error}
+    worst = max(native.error, difference(expected["logits"], found["logits"]))
+    share = model.cost(native.subnet).flops / model.cost(model.space.full).flops
+    return {"subnet": str(native.subnet), "flops": share, "changes": dict(native.changes), "error": worst}
 
 
 def page(rows: list[Row]) -> str:
     """The rows as a table."""
-    lines = ["| model | class | half of the widths and heads | half of the blocks |", "|---|---|---|---|"]
+    heads = ("model", "class", "half of the widths and heads", "half of the blocks", "nearest within half of the FLOPs")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows:
-        cells = [row["refused"]] * 2 if "refused" in row else [cell(row[what]) for what in WANTED]
-        lines.append(f"| {row['name']} | `{row['class']}` | {cells[0]} | {cells[1]} |")
-    counts = [sum("error" in row.get(what, {}) for row in rows) for what in WANTED]
+        cells = [row["refused"]] * 3 if "refused" in row else [cell(row[what]) for what in (*WANTED, NEAREST)]
+        lines.append(f"| {row['name']} | `{row['class']}` | {' | '.join(cells)} |")
+    counts = [sum("error" in row.get(what, {}) for row in rows) for what in (*WANTED, NEAREST)]
     return f"""# Sub-networks as models of their own class
 
 What `sortify.to_native` makes of tiny, random models of transformers: the settings of the class that give a
-sub-network of half the widths and heads, and one of half the blocks, with the largest difference of outputs after the
-folder was written and read back by `from_pretrained`. {counts[0]} and {counts[1]} of {len(rows)} are such models.
+sub-network of half the widths and heads, and one of half the blocks; and what `sortify.nearest_native` finds within
+half of the FLOPs. In brackets is the largest difference of outputs after the folder was written and read back by
+`from_pretrained`. Of {len(rows)} classes {counts[0]}, {counts[1]} and {counts[2]} give such a model.
 
-Made by `make native` (torch {torch.__version__}).
+Made by `make native` (torch {torch.__version__}, transformers {transformers.__version__}).
 
 """ + "\n".join([*lines, ""])
 
@@ -107,7 +134,8 @@ def cell(found: Row) -> str:
     """One outcome in words."""
     if "why" in found:
         return f"no: {found['why']}"
-    return ", ".join(f"{name} {value}" for name, value in found["changes"].items()) + f" ({found['error']:.1g})"
+    changes = ", ".join(f"{name} {value}" for name, value in found["changes"].items())
+    return f"{found['subnet']}, {found['flops']:.0%} of the FLOPs: {changes} ({found['error']:.1g})"
 
 
 def main(make: Callable[[str], Row] = row_of) -> None:

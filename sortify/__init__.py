@@ -51,7 +51,8 @@ from sortify.evaluate import Evaluation, evaluate
 from sortify.models.composed import ComposedModel, load
 from sortify.models.scores import Chosen
 from sortify.models.sorted_model import SortedModel
-from sortify.native.native import Native, to_native
+from sortify.native.native import Native, has_native_library, to_native
+from sortify.native.nearest import nearest_native
 from sortify.network.extract import ExtractedModel, write
 from sortify.plan import Axis, Frozen, Plan
 from sortify.proof.proof import Check, Report
@@ -123,11 +124,13 @@ __all__ = [
     "draw_model",
     "evaluate",
     "example_inputs_for",
+    "has_native_library",
     "load",
     "load_data",
     "load_source",
     "make_objective",
     "make_sampler",
+    "nearest_native",
     "register_objective",
     "register_rule",
     "register_sampler",

@@ -16,9 +16,20 @@ import transformers
 from cli_calls import call, errors, works, write_folder
 from torch import nn
 
-from sortify import NativeError, SortedModel, difference, load, sortify, to_native
-from sortify.native.comparing import apart, lively
+from sortify import (
+    BudgetError,
+    NativeError,
+    SortedModel,
+    Trained,
+    difference,
+    load,
+    nearest_native,
+    sortify,
+    to_native,
+)
+from sortify.native.comparing import fill, furthest
 from sortify.native.hugging_face import NOT_TAKEN, build
+from sortify.native.nearest import _moving, _whole
 from sortify.native.numbering import left, renumbered
 from sortify.native.settings import changed, counts, leaves, told
 from sortify.native.solve import Wanted, solve, wrong
@@ -171,9 +182,78 @@ def test_a_sub_network_that_the_class_cannot_be_is_refused_with_the_reason() -> 
 
 
 def test_settings_with_other_outputs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sortify.native.native.apart", lambda *args: 0.5)
+    monkeypatch.setattr("sortify.native.native.furthest", lambda *args: 0.5)
     with pytest.raises(NativeError, match=r"but outputs that differ by 5.0e-01"):
         to_native(converted(llama), converted(llama).space.subnet(width=0.5))
+
+
+# -- the nearest
+
+
+def test_groups_that_a_class_ties_shrink_together() -> None:
+    assert _moving(converted(bert)) == (("depth",), ("width", "heads"))
+    assert _moving(converted(llama)) == (("width", "heads", "depth"), ())
+
+
+def test_the_nearest_within_a_budget_is_a_model_of_the_class() -> None:
+    model = converted(bert)
+    full = model.cost().flops
+    for budget in (0.3, 0.6):
+        native = nearest_native(model, budget)
+        assert 0.5 * budget * full <= model.cost(native.subnet).flops <= budget * full
+        fractions = dict(native.subnet.fractions)
+        assert fractions["width"] == fractions["heads"]
+        assert native.error <= 1e-5
+    with pytest.raises(BudgetError):
+        nearest_native(model, 1e-6)
+
+
+def test_of_a_trained_model_the_nearest_was_trained() -> None:
+    model = copy.deepcopy(converted(bert))
+    model.record_trained(Trained((("width", (0.5, 1.0)), ("heads", (0.5, 1.0)))))
+    native = nearest_native(model, 0.7)
+    assert model.space.is_member(native.subnet)
+    assert dict(native.subnet.fractions) == {"width": 0.5, "heads": 0.5, "depth": 1.0}
+    model.record_trained(Trained((("width", (0.5, 1.0)),)))
+    with pytest.raises(NativeError, match="none of 0 others within the budget"):
+        nearest_native(model, 0.7)
+
+
+def test_the_chosen_one_is_the_nearest_where_it_can_be() -> None:
+    model = converted(llama)
+    assert nearest_native(model, 1.0).subnet == model.space.full
+    chosen = model.choose(0.5).subnet
+    assert nearest_native(model, 0.5).subnet == chosen or not _is_native(model, chosen)
+
+
+def _is_native(model: SortedModel, subnet: Any) -> bool:
+    try:
+        to_native(model, subnet)
+    except NativeError:
+        return False
+    return True
+
+
+def test_fractions_are_those_of_whole_sizes() -> None:
+    model = converted(bert)
+    assert _whole(model, ("heads",)) == (0.25, 0.5, 0.75, 1.0)
+    assert _whole(model, ("no such group",)) == (1.0,)
+
+
+# -- what is refused
+
+
+def test_parameters_that_no_op_uses_may_have_any_size() -> None:
+    module = nn.Module()
+    module.used, module.idle = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2, 3))
+    fill(module, {"used": torch.ones(2), "idle": torch.ones(4, 2)})
+    assert module.used.tolist() == [1, 1]
+    assert module.idle.tolist() == [[1, 1, 0], [1, 1, 0]]
+    full = {"a": (4,), "idle": (8,)}
+    assert wrong({"a": (2,), "idle": (3,)}, {"a": (2,), "idle": (8,)}, {"idle"}) == 0
+    wanted = Wanted(full, ("a", "idle"), {"a": (2,), "idle": (8,)}, {4: 2}, frozenset({"idle"}))
+    found = solve(lambda settings: {"a": (settings["n"],), "idle": (2 * settings["n"],)}, {"n": 4}, wanted)
+    assert next(found) == {("n",): 2}
 
 
 def test_what_a_config_names_to_be_fetched_or_run_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +270,7 @@ def test_a_candidate_that_does_not_run_is_no_candidate(monkeypatch: pytest.Monke
         raise RuntimeError("shapes do not fit")
 
     monkeypatch.setattr(transformers.LlamaForCausalLM, "forward", fails)
-    with pytest.raises(NativeError, match="no settings of LlamaForCausalLM"):
+    with pytest.raises(NativeError, match="do not run: shapes do not fit"):
         to_native(converted(llama), converted(llama).space.subnet(width=0.5))
 
 
@@ -201,9 +281,9 @@ def test_a_wrong_number_of_heads_is_seen() -> None:
     origin = model.blueprint.origin
     assert origin is not None
     wrong_heads = build(origin.name, {**origin.settings, **right.changes, "num_attention_heads": 4})
-    small, names = lively(model, subnet), {name: name for name in wrong_heads.state_dict()}
-    assert apart(model, small, wrong_heads, names) > 1e-2
-    assert apart(model, small, right.module, names) <= 1e-12
+    names = {name: name for name in wrong_heads.state_dict()}
+    assert furthest(model, subnet, wrong_heads, names) > 1e-2
+    assert furthest(model, subnet, right.module, names) <= 1e-12
 
 
 def test_models_without_values_and_in_other_dtypes() -> None:
@@ -240,6 +320,23 @@ def test_what_is_there_already_is_never_written_over(tmp_path: Path) -> None:
         with pytest.raises(NativeError, match=r"there is something already; name a folder that is new or empty"):
             native.save(tmp_path / name)
     assert [(tmp_path / name).read_text() for name in ("file", "folder/mine.txt")] == ["mine", "mine"]
+
+
+def test_auto_writes_what_the_model_came_from(tmp_path: Path) -> None:
+    bert().save_pretrained(tmp_path / "given")  # type: ignore[operator]
+    works(tmp_path, "convert", "transformers/given")
+    said = " ".join(works(tmp_path, "extract", "--width", "0.5").stdout.split())
+    assert "written as a graph, as no settings of BertForSequenceClassification give" in said
+    assert (tmp_path / "extracted.pt2").is_file()
+    said = works(tmp_path, "extract", "--budget", "0.5", "--native", "-o", "near").stdout
+    assert "chosen: width=0.75 heads=0.75 depth=0.75: the largest within the budget that is a model of" in said
+    transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "near")
+    works(tmp_path, "extract", "--depth", "0.5")
+    transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "extracted")
+    result = call(tmp_path, "extract", "--native", "--width", "0.5")
+    assert result.exit_code == 2
+    result = call(tmp_path, "extract", "--depth", "0.5")  # the folder is there
+    assert result.exit_code == 1
 
 
 def test_the_folder_is_used_where_there_is_no_sortify(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -22,70 +22,73 @@ TOLERANCE = 1e-5
 """Largest difference of outputs, relative to the largest output."""
 
 
-def lively(model: SortedModel, subnet: Subnet) -> ExtractedModel:
-    """A sub-network whose parameters are moved so far that each of them matters; in float64 if it runs in that.
+def furthest(model: SortedModel, subnet: Subnet, module: nn.Module, names: Mapping[str, str]) -> float:
+    """How far a module of a library is from a sub-network, which gives it its weights.
 
-    Fresh weights hide much: where projections are small, attention is the same everywhere, whatever its heads are. A
-    matrix gets noise that by itself keeps the variance of its input; a vector gets a tenth of that.
+    Compared are outputs with the model's own weights and, as fresh weights hide much, with weights that do not.
+
+    Args:
+        model: gives the weights and the inputs.
+        subnet: of it.
+        module: of a library; afterwards it has the sub-network's weights, device and dtype.
+        names: of the weights of the sub-network -> those of the module.
+
+    Returns:
+        the largest difference of outputs, relative to the largest output.
+
+    Raises:
+        Exception: whatever the module says of inputs on which it does not run.
+    """
+    moved = extract(model.blueprint, lively(model.tensors), subnet).eval()
+    try:
+        error = apart(model, copy.deepcopy(moved).double(), module, names)
+    except Exception:  # one of the two does not run in float64, such as a tensor of zeros in the default dtype
+        error = apart(model, moved, module, names)
+    return max(error, apart(model, model.extract(subnet=subnet).eval(), module, names))
+
+
+def lively(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Weights moved so far that each of them matters.
+
+    Where projections are small, attention is the same everywhere, whatever its heads are. A matrix gets noise that by
+    itself keeps the variance of its input; a vector gets a tenth of that.
     """
 
-    def moved(tensor: Tensor, name: str) -> Tensor:
-        if not isinstance(tensor, nn.Parameter):
+    def change(name: str, tensor: Tensor) -> Tensor:
+        if not (isinstance(tensor, nn.Parameter) and tensor.is_floating_point()):
             return tensor
         noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
         fan = tensor.numel() / max(1, *tensor.shape[:1], *tensor.shape[-1:])
-        return tensor + (0.1 if tensor.dim() < 2 else fan**-0.5) * noise.to(tensor)
+        return tensor.detach() + (0.1 if tensor.dim() < 2 else fan**-0.5) * noise.to(tensor)
 
-    def change(name: str, tensor: Tensor) -> Tensor:
-        return moved(tensor, name).detach() if tensor.is_floating_point() else tensor
-
-    small = extract(model.blueprint, Lazily(model.tensors, change), subnet).eval()
-    wide = copy.deepcopy(small).double()
-    try:
-        _run(wide, list(model.example_tensors))
-    except RuntimeError:  # as of a tensor of zeros that the model makes in the default dtype
-        return small
-    return wide
-
-
-def _run(small: ExtractedModel, tensors: Sequence[Tensor], module: nn.Module | None = None) -> Any:
-    """The outputs of a sub-network, or of a module with its arguments, for inputs on its device and in its dtype."""
-    like = _like(small)
-    args, kwargs = small.signature.call(
-        [t.to(like.device, like.dtype if t.is_floating_point() else t.dtype) for t in tensors]
-    )
-    with torch.no_grad():
-        return small(*args, **kwargs) if module is None else module(*args, **small.signature.completed(args, kwargs))
-
-
-def _like(small: ExtractedModel) -> Tensor:
-    return next((t for t in small.state_dict().values() if t.is_floating_point()), torch.zeros(()))
+    return Lazily(tensors, change)
 
 
 def apart(model: SortedModel, small: ExtractedModel, module: nn.Module, names: Mapping[str, str]) -> float:
-    """The largest difference of outputs, at the example inputs and at other sizes of them.
-
-    Args:
-        model: gives the inputs.
-        small: a sub-network of it; the module gets its device, its dtype and its weights.
-        module: of a library.
-        names: of the weights of small -> those of the module.
-
-    Returns:
-        the difference relative to the largest output; infinite where the module does not run, or gives other tensors.
-    """
-    state, like = small.state_dict(), _like(small)
-    module.to(like.device, like.dtype)
-    module.load_state_dict({names[name]: tensor for name, tensor in state.items()})
+    """The largest difference of outputs of an extracted sub-network and a module, at several sizes of inputs."""
+    like = next((t for t in small.state_dict().values() if t.is_floating_point()), torch.zeros(()))
+    fill(module.to(like.device, like.dtype), {names[name]: tensor for name, tensor in small.state_dict().items()})
     worst = 0.0
     for tensors in _inputs(model):
-        expected = _plain(_run(small, tensors))
-        try:
-            found = _run(small, tensors, module)
-        except Exception:  # shapes that fit by themselves, such as heads that do not divide a width
-            return float("inf")
+        fitting = [t.to(like.device, like.dtype if t.is_floating_point() else t.dtype) for t in tensors]
+        args, kwargs = small.signature.call(fitting)
+        with torch.no_grad():
+            expected = _plain(small(*args, **kwargs))
+            found = module(*args, **small.signature.completed(args, kwargs))
         worst = max(worst, difference(expected, _plain(found, expected)))
     return worst
+
+
+def fill(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load weights; of those that no op uses, whose sizes are free, what fits."""
+    own = module.state_dict()
+    cut = dict(state.items())
+    for name, tensor in state.items():
+        if name in own and own[name].shape != tensor.shape and own[name].dim() == tensor.dim():
+            common = tuple(slice(min(a, b)) for a, b in zip(own[name].shape, tensor.shape, strict=True))
+            cut[name] = own[name].clone()
+            cut[name][common] = tensor[common]
+    module.load_state_dict(cut)
 
 
 def _inputs(model: SortedModel) -> Iterator[list[Tensor]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,25 @@ def save(module: torch.nn.Module, folder: Path) -> None:
         NativeError: what comes back is not what was written.
     """
     model: Any = module
-    model.save_pretrained(folder)
-    state, again = module.state_dict(), type(model).from_pretrained(folder).state_dict()
+    with _without_bars():
+        model.save_pretrained(folder)
+        state, again = module.state_dict(), type(model).from_pretrained(folder).state_dict()
     if state.keys() != again.keys() or not all(torch.equal(tensor, again[key]) for key, tensor in state.items()):
         raise NativeError(f"{type(module).__name__}: from_pretrained does not read what save_pretrained wrote")
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    from transformers import utils
+
+    logging: Any = utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def shapes(name: str, settings: Settings) -> Shapes:

@@ -10,17 +10,19 @@ from types import MappingProxyType
 from typing import Any
 
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 
+from sortify.axes.reasons import UNUSED
+from sortify.capture.exporting import first_line
 from sortify.errors import NativeError, SortifyError
 from sortify.files import replacing
 from sortify.models.sorted_model import SortedModel
 from sortify.native import hugging_face
-from sortify.native.comparing import TOLERANCE, apart, lively
+from sortify.native.comparing import TOLERANCE, furthest
 from sortify.native.numbering import renumbered
 from sortify.native.settings import Settings, changed, told
 from sortify.native.solve import Shapes, Wanted, solve
-from sortify.sources.origin import TRANSFORMERS, Origin
+from sortify.sources.origin import TRANSFORMERS
 from sortify.space.space import Subnet
 
 CANDIDATES = 60
@@ -47,12 +49,14 @@ class Native:
     """A sub-network as a model of the library that the original came from.
 
     Attributes:
+        subnet: that it is.
         library: that the class is of.
         module: of the original's class.
         changes: the settings that differ from the original's, as `{"hidden_size": 32}`.
         error: the largest difference of its outputs from the extracted graph's.
     """
 
+    subnet: Subnet
     library: str
     module: nn.Module
     changes: Mapping[str, Any]
@@ -78,6 +82,12 @@ class Native:
             raise SortifyError(f"{target}: cannot be written ({error}); earlier files are untouched") from error
 
 
+def has_native_library(model: SortedModel) -> bool:
+    """Whether a model was converted from a class of a library whose models can be made smaller by their settings."""
+    origin = model.blueprint.origin
+    return origin is not None and origin.library in LIBRARIES
+
+
 def to_native(model: SortedModel, subnet: Subnet) -> Native:
     """A sub-network as a model of the original's class, loadable where sortify is not installed.
 
@@ -90,40 +100,46 @@ def to_native(model: SortedModel, subnet: Subnet) -> Native:
             the meta device; the message says why.
     """
     origin = model.blueprint.origin
-    if origin is None or origin.library not in LIBRARIES:
+    if origin is None or not has_native_library(model):
         known = ", ".join(sorted(LIBRARIES))
         raise NativeError(f"the model was not converted from a class of a known library ({known})")
-    library, small = LIBRARIES[origin.library], model.extract(subnet=subnet).eval()
-    if any(tensor.is_meta for tensor in small.tensors.values()):
+    if any(tensor.is_meta for tensor in model.tensors.values()):
         raise NativeError("the weights are on the meta device: without values nothing can be compared")
-    state, full = small.state_dict(), model.state_dict()
-    names = renumbered(list(full), list(state))
-    weights = {names[name]: tensor for name, tensor in state.items()}
-    best, wanted = float("inf"), _wanted(model, subnet, full, names, weights)
+    library, best = LIBRARIES[origin.library], float("inf")
+    wanted, names = _wanted(model, subnet)
     found = solve(lambda settings: library.shapes(origin.name, settings), origin.settings, wanted)
-    others = lively(model, subnet)
+    why = f"no settings of {origin.name} give a model with the shapes of {subnet}"
     for changes in islice(found, CANDIDATES):
         module = library.build(origin.name, changed(origin.settings, changes))
-        error = max(apart(model, each, module, names) for each in (others, small))  # it ends with the weights of small
+        try:
+            error = furthest(model, subnet, module, names)
+        except Exception as problem:  # shapes that fit by themselves, such as heads that do not divide a width
+            if best == float("inf"):
+                why = f"settings of {origin.name} give the shapes of {subnet}, but do not run: {first_line(problem)}"
+            continue
         if error <= TOLERANCE:
-            return Native(origin.library, module, {told(path): value for path, value in changes.items()}, error)
-        best = min(best, error)
-    raise NativeError(_why(origin, subnet, best))
+            said = {told(path): value for path, value in changes.items()}
+            return Native(subnet, origin.library, module, said, error)
+        if error <= best:
+            best = error
+            why = f"settings of {origin.name} give the shapes of {subnet}, but outputs that differ by {best:.1e}"
+    raise NativeError(why)
 
 
-def _wanted(
-    model: SortedModel, subnet: Subnet, full: Mapping[str, Tensor], names: Mapping[str, str], own: Mapping[str, Tensor]
-) -> Wanted:
-    sizes = dict(subnet.sizes)
-    depths = dict(subnet.depths)
+def _unused(model: SortedModel) -> set[str]:
+    """Parameters that no op uses, such as an embedding for masks that the call does not make."""
+    return {frozen.where.partition(" dimension ")[0] for frozen in model.frozen if frozen.why == UNUSED}
+
+
+def _wanted(model: SortedModel, subnet: Subnet) -> tuple[Wanted, Mapping[str, str]]:
+    """What a model of its own has to have, and the names of the sub-network's weights there."""
+    state, full = model.extract(subnet=subnet).state_dict(), model.state_dict()
+    names = renumbered(list(full), list(state))
+    sizes, depths = dict(subnet.sizes), dict(subnet.depths)
     smaller = {len(chain.blocks): depths[name] for name, chain in model.chains.items()}
     smaller |= {axis.size: sizes[name] for name, axis in model.axes.items()}
     smaller = {size: kept for size, kept in smaller.items() if kept < size}
-    before, after = ({name: tuple(t.shape) for name, t in each.items()} for each in (full, own))
-    return Wanted(before, tuple(names), after, smaller)
-
-
-def _why(origin: Origin, subnet: Subnet, best: float) -> str:
-    if best == float("inf"):
-        return f"no settings of {origin.name} give a model with the shapes of {subnet}"
-    return f"settings of {origin.name} give the shapes of {subnet}, but outputs that differ by {best:.1e}"
+    before = {name: tuple(tensor.shape) for name, tensor in full.items()}
+    after = {names[name]: tuple(tensor.shape) for name, tensor in state.items()}
+    idle = frozenset(names[name] for name in _unused(model) & set(names))
+    return Wanted(before, tuple(names), after, smaller, idle), names

@@ -7,7 +7,7 @@ heads beside a width) are found by comparing outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import combinations
 from math import gcd
@@ -33,12 +33,14 @@ class Wanted:
         kept: the names of the full model that the sub-network keeps.
         shapes: those of the sub-network, by the names that they have in a model of its own.
         axes: sizes of axes, and numbers of blocks, that are smaller in the sub-network: full -> its own.
+        idle: tensors that no op uses, by the names that they have in a model of its own: their sizes are free.
     """
 
     full: Shapes
     kept: tuple[str, ...]
     shapes: Shapes
     axes: Mapping[int, int]
+    idle: frozenset[str] = frozenset()
 
     @property
     def ratios(self) -> list[tuple[int, int]]:
@@ -56,7 +58,7 @@ def solve(build: Build, settings: Settings, wanted: Wanted) -> Iterator[dict[Pat
         settings: of the full model.
         wanted: the shapes to reach.
     """
-    search, seen = _Search(build, settings, wanted.shapes), list[dict[Path, Any]]()
+    search, seen = _Search(build, settings, wanted), list[dict[Path, Any]]()
     for start in (_as_the_axes(search, settings, wanted), {}):
         found = _reached(search, settings, wanted, start)
         for changes in _and_silent_ones(search, settings, wanted, found):
@@ -97,9 +99,8 @@ def _and_silent_ones(
         if path not in changes and value * b % a == 0 and value * b >= a
     ]
     cuts = [{path: value} for path, value in _shorter(settings, wanted) if path not in changes]
-    silent = [option for option in [*cuts, *options] if not search.error({**changes, **option})]
-    yield from ({**changes, **option} for option in silent)
-    yield from ({**changes, **a, **b} for a, b in combinations(silent, 2) if a.keys() != b.keys())
+    several = [{**a, **b} for a, b in combinations([*cuts, *options], 2) if a.keys() != b.keys()]
+    yield from (found for option in [*cuts, *options, *several] if not search.error(found := {**changes, **option}))
 
 
 def _reached(search: _Search, settings: Settings, wanted: Wanted, start: Changes) -> dict[Path, Any] | None:
@@ -122,7 +123,7 @@ def _reached(search: _Search, settings: Settings, wanted: Wanted, start: Changes
 class _Search:
     """Builds models and compares them; each once."""
 
-    def __init__(self, build: Build, settings: Settings, wanted: Shapes) -> None:
+    def __init__(self, build: Build, settings: Settings, wanted: Wanted) -> None:
         self._build, self._settings, self._wanted = build, settings, wanted
         self._known: dict[tuple[tuple[str, str], ...], Shapes | None] = {}
 
@@ -139,7 +140,7 @@ class _Search:
 
     def error(self, changes: Changes) -> float:
         found = self.shapes(changes)
-        return float("inf") if found is None else wrong(found, self._wanted)
+        return float("inf") if found is None else wrong(found, self._wanted.shapes, self._wanted.idle)
 
     def best(self, changes: Changes, error: float, steps: Iterable[Changes]) -> Changes | None:
         """The step that helps most; None where none does."""
@@ -153,10 +154,11 @@ class _Search:
         return found
 
 
-def wrong(found: Shapes, wanted: Shapes) -> int:
-    """How many dimensions are not what they should be."""
+def wrong(found: Shapes, wanted: Shapes, idle: Set[str] = frozenset()) -> int:
+    """How many dimensions are not what they should be, without those of idle tensors."""
     missing = len(found.keys() ^ wanted.keys())
-    return MISSING * missing + sum(_apart(found[name], wanted[name]) for name in found.keys() & wanted.keys())
+    common = (found.keys() & wanted.keys()) - idle
+    return MISSING * missing + sum(_apart(found[name], wanted[name]) for name in common)
 
 
 def _apart(one: Sequence[int], other: Sequence[int]) -> int:

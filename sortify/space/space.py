@@ -380,6 +380,31 @@ class Space:
             BudgetError: no member is that small (the message names the smallest), or the budget cannot be read.
         """
         limits = read_budget(budget, metric)
+        bounds = self._bounds(limits, sizes)
+        found = self._best_scored(scores, bounds, sizes) if scores else None
+        return found or self._largest(bounds, limits, sizes)
+
+    def fitting(
+        self, subnets: Sequence[Subnet], budget: Budget, metric: str = "flops", **sizes: int
+    ) -> dict[Subnet, int]:
+        """Those of some sub-networks that keep to a budget, with what each uses up of it, the most first.
+
+        Args:
+            subnets: to choose from; budget, metric, sizes: as for `at`.
+
+        Raises:
+            BudgetError: the budget cannot be read.
+        """
+        bounds = self._bounds(read_budget(budget, metric), sizes)
+        if not subnets:
+            return {}
+        costs = self._known(bounds).table(np.array([subnet.values for subnet in subnets], dtype=np.int64), **sizes)
+        used = getattr(costs, next(iter(bounds)))
+        places = sorted(map(int, np.flatnonzero(within(costs, bounds))), key=lambda place: -used[place])
+        return {subnets[place]: int(used[place]) for place in places}
+
+    def _bounds(self, limits: Sequence[Limit], sizes: Mapping[str, int]) -> dict[str, int]:
+        """Metric -> the most that it may cost."""
         self._check_measured(limits, sizes)
         bounds: dict[str, int] = {}
         for limit in limits:
@@ -388,8 +413,7 @@ class Space:
                 raise BudgetError(not_kept(limit))
             own = limit.bound(whole)
             bounds[limit.metric] = min(own, bounds.get(limit.metric, own))
-        found = self._best_scored(scores, bounds, sizes) if scores else None
-        return found or self._largest(bounds, limits, sizes)
+        return bounds
 
     def _check_measured(self, limits: Sequence[Limit], sizes: Mapping[str, int]) -> None:
         """Refuse limits of what is measured where no profile is, or none of calls of these sizes."""
