@@ -53,6 +53,7 @@ from sortify.models.scores import Chosen
 from sortify.models.sorted_model import SortedModel
 from sortify.native.native import Native, has_native_library, to_native
 from sortify.native.nearest import nearest_native
+from sortify.native.shrinking import Smaller, to_module
 from sortify.network.extract import ExtractedModel, write
 from sortify.plan import Axis, Frozen, Plan
 from sortify.proof.proof import Check, Report
@@ -106,6 +107,7 @@ __all__ = [
     "ProfileError",
     "ProofError",
     "Report",
+    "Smaller",
     "SortedModel",
     "SortedUpdate",
     "SortifyError",
@@ -136,6 +138,7 @@ __all__ = [
     "register_sampler",
     "sortify",
     "task_for",
+    "to_module",
     "to_native",
     "write",
     "write_report",

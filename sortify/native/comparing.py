@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 import torch
@@ -22,7 +22,9 @@ TOLERANCE = 1e-5
 """Largest difference of outputs, relative to the largest output."""
 
 
-def furthest(model: SortedModel, subnet: Subnet, module: nn.Module, names: Mapping[str, str]) -> float:
+def furthest(
+    model: SortedModel, subnet: Subnet, module: nn.Module, names: Mapping[str, str], made: Set[str] = frozenset()
+) -> float:
     """How far a module of a library is from a sub-network, which gives it its weights.
 
     Compared are outputs with the model's own weights and, as fresh weights hide much, with weights that do not.
@@ -32,6 +34,7 @@ def furthest(model: SortedModel, subnet: Subnet, module: nn.Module, names: Mappi
         subnet: of it.
         module: of a library; afterwards it has the sub-network's weights, device and dtype.
         names: of the weights of the sub-network -> those of the module.
+        made: weights that the module makes itself: they have to be the sub-network's already.
 
     Returns:
         the largest difference of outputs, relative to the largest output.
@@ -39,23 +42,25 @@ def furthest(model: SortedModel, subnet: Subnet, module: nn.Module, names: Mappi
     Raises:
         Exception: whatever the module says of inputs on which it does not run.
     """
-    moved = extract(model.blueprint, lively(model.tensors), subnet).eval()
+    firm = {name for name, own in names.items() if own in made}
+    moved = extract(model.blueprint, lively(model.tensors, firm), subnet).eval()
+    names = {name: own for name, own in names.items() if name not in firm}
     try:
-        error = apart(model, copy.deepcopy(moved).double(), module, names)
+        error = apart(model, copy.deepcopy(moved).double(), module, names, made)
     except Exception:  # one of the two does not run in float64, such as a tensor of zeros in the default dtype
-        error = apart(model, moved, module, names)
-    return max(error, apart(model, model.extract(subnet=subnet).eval(), module, names))
+        error = apart(model, moved, module, names, made)
+    return max(error, apart(model, model.extract(subnet=subnet).eval(), module, names, made))
 
 
-def lively(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def lively(tensors: Mapping[str, Tensor], firm: Set[str] = frozenset()) -> Mapping[str, Tensor]:
     """Weights moved so far that each of them matters.
 
     Where projections are small, attention is the same everywhere, whatever its heads are. A matrix gets noise that by
-    itself keeps the variance of its input; a vector gets a tenth of that.
+    itself keeps the variance of its input; a vector gets a tenth of that; what is firm gets none.
     """
 
     def change(name: str, tensor: Tensor) -> Tensor:
-        if not (isinstance(tensor, nn.Parameter) and tensor.is_floating_point()):
+        if name in firm or not (isinstance(tensor, nn.Parameter) and tensor.is_floating_point()):
             return tensor
         noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
         fan = tensor.numel() / max(1, *tensor.shape[:1], *tensor.shape[-1:])
@@ -64,10 +69,12 @@ def lively(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     return Lazily(tensors, change)
 
 
-def apart(model: SortedModel, small: ExtractedModel, module: nn.Module, names: Mapping[str, str]) -> float:
+def apart(
+    model: SortedModel, small: ExtractedModel, module: nn.Module, names: Mapping[str, str], made: Set[str] = frozenset()
+) -> float:
     """The largest difference of outputs of an extracted sub-network and a module, at several sizes of inputs."""
     like = next((t for t in small.state_dict().values() if t.is_floating_point()), torch.zeros(()))
-    fill(module.to(like.device, like.dtype), {names[name]: tensor for name, tensor in small.state_dict().items()})
+    fill(module.to(like.device, like.dtype), {own: small.state_dict()[name] for name, own in names.items()}, made)
     worst = 0.0
     for tensors in _inputs(model):
         fitting = [t.to(like.device, like.dtype if t.is_floating_point() else t.dtype) for t in tensors]
@@ -79,8 +86,12 @@ def apart(model: SortedModel, small: ExtractedModel, module: nn.Module, names: M
     return worst
 
 
-def fill(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load weights; of those that no op uses, whose sizes are free, what fits."""
+def fill(module: nn.Module, state: Mapping[str, Tensor], made: Set[str] = frozenset()) -> None:
+    """Load weights; of those that no op uses, whose sizes are free, what fits.
+
+    Raises:
+        RuntimeError: a parameter is left without a value, or a value without its place.
+    """
     own = module.state_dict()
     cut = dict(state.items())
     for name, tensor in state.items():
@@ -88,7 +99,10 @@ def fill(module: nn.Module, state: Mapping[str, Tensor]) -> None:
             common = tuple(slice(min(a, b)) for a, b in zip(own[name].shape, tensor.shape, strict=True))
             cut[name] = own[name].clone()
             cut[name][common] = tensor[common]
-    module.load_state_dict(cut)
+    missing, unexpected = module.load_state_dict(cut, strict=False)
+    missing = sorted(set(missing) & {name for name, _ in module.named_parameters()} - set(made))
+    if missing or unexpected:
+        raise RuntimeError(f"without a value: {missing[:3]}; without a place: {unexpected[:3]}")
 
 
 def _inputs(model: SortedModel) -> Iterator[list[Tensor]]:

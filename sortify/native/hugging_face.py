@@ -61,6 +61,11 @@ def save(module: torch.nn.Module, folder: Path) -> None:
         raise NativeError(f"{type(module).__name__}: from_pretrained does not read what save_pretrained wrote")
 
 
+def not_saved(module: torch.nn.Module) -> set[str]:
+    """Weights that `save_pretrained` leaves out and `from_pretrained` makes anew, such as tables of positions."""
+    return set(getattr(module, "_keys_to_ignore_on_save", None) or ()) & set(module.state_dict())
+
+
 @contextmanager
 def _without_bars() -> Iterator[None]:
     from transformers import utils

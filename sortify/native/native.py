@@ -31,15 +31,22 @@ CANDIDATES = 60
 
 @dataclass(frozen=True)
 class Library:
-    """What is asked of a library: a model with some settings, and its shapes without making it."""
+    """What is asked of a library: a model with some settings, its shapes without making it, and files.
+
+    Attributes:
+        build, shapes: of a class with some settings.
+        save: writes a folder.
+        not_saved: weights that the folder does not hold, and reading makes anew.
+    """
 
     build: Callable[[str, Settings], nn.Module]
     shapes: Callable[[str, Settings], Shapes]
     save: Callable[[nn.Module, Path], None]
+    not_saved: Callable[[nn.Module], set[str]]
 
 
 LIBRARIES: Mapping[str, Library] = MappingProxyType(
-    {TRANSFORMERS: Library(hugging_face.build, hugging_face.shapes, hugging_face.save)}
+    {TRANSFORMERS: Library(hugging_face.build, hugging_face.shapes, hugging_face.save, hugging_face.not_saved)}
 )
 """Libraries whose models can be made smaller by their settings."""
 
@@ -112,7 +119,7 @@ def to_native(model: SortedModel, subnet: Subnet) -> Native:
     for changes in islice(found, CANDIDATES):
         module = library.build(origin.name, changed(origin.settings, changes))
         try:
-            error = furthest(model, subnet, module, names)
+            error = furthest(model, subnet, module, names, library.not_saved(module))
         except Exception as problem:  # shapes that fit by themselves, such as heads that do not divide a width
             if best == float("inf"):
                 why = f"settings of {origin.name} give the shapes of {subnet}, but do not run: {first_line(problem)}"
