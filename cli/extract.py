@@ -34,8 +34,11 @@ else:
     from .lazy import sortify, torch
 
 FILES = ("pt2", "safetensors")
-FOLDER = "huggingface"
-FORMATS = (*FILES, FOLDER)
+FOLDERS = {"huggingface": "transformers", "timm": "timm"}
+"""Formats that are folders, and the library that reads each."""
+FORMATS = (*FILES, *FOLDERS)
+NATIVE = "native"
+"""The folder of the library that the model came from."""
 TOLERANCE = 1e-5
 """Largest difference of outputs, relative to their scale, in float32."""
 COARSE = 1e-2
@@ -69,7 +72,7 @@ def run(
         str,
         typer.Option(
             "--format",
-            help="pt2, safetensors, huggingface (a folder), or auto: as OUT ends, else what the model came from.",
+            help="pt2, safetensors, huggingface or timm (folders), or auto: as OUT ends, else what it came from.",
         ),
     ] = "auto",
     native: Annotated[
@@ -96,7 +99,7 @@ def run(
         subnet, rule = _within(model, budget, metric, own, native)
     load = {"batch_size": batch_size, "tokenizer": tokenizer, "sequence_length": sequence_length, "task": task}
     _ready(model, subnet, data, recalibrate, load)
-    target, error, use = _write(model, subnet, output, FOLDER if native else format)
+    target, error, use = _write(model, subnet, output, NATIVE if native else format)
     if rule:
         say(f"chosen: {subnet}: {rule}")
     show(cost_table(model, {"full": model.space.full, "extracted": subnet}, own))
@@ -162,28 +165,43 @@ def _write(
         what was written, the largest difference of outputs, and how to use it.
     """
     ending = "" if output is None else output.suffix.removeprefix(".")
-    if format == FOLDER or (format == "auto" and ending not in FILES and sortify.has_native_library(model)):
-        try:
-            with working("looking for settings"):
-                native = sortify.to_native(model, subnet)
-        except sortify.NativeError as error:
-            if format == FOLDER:
-                raise
-            say(f"written as a graph, as {error}; --native takes the nearest sub-network that is a model of its class")
-        else:
+    if format in (NATIVE, *FOLDERS) or (format == "auto" and ending not in FILES and sortify.has_native_library(model)):
+        native = _native(model, subnet, required=format != "auto")
+        if native is not None:
+            if FOLDERS.get(format, native.library) != native.library:
+                said = f"'{format}', but the model was converted from {native.library}"
+                raise typer.BadParameter(said, param_hint="--format")
             return _write_folder(native, output or Path("extracted"))
-    if output is None or output.is_dir():
-        output = (output or Path()) / "extracted"
-    form = format if format != "auto" else ending if ending in FILES else "pt2"
-    target = output if ending else output.with_suffix(f".{form}")
+    target, form = _target(output, format)
     use = "use it: torch.export.load(path).module()" if form == "pt2" else "weights"
     return target, _write_file(model, subnet, target, form), use
+
+
+def _target(output: Path | None, format: str) -> tuple[Path, str]:
+    """The file to write and its format: what is named, else as the name ends, else pt2."""
+    if output is None or output.is_dir():
+        output = (output or Path()) / "extracted"
+    ending = output.suffix.removeprefix(".")
+    form = format if format != "auto" else ending if ending in FILES else "pt2"
+    return output if ending else output.with_suffix(f".{form}"), form
+
+
+def _native(model: sortify.SortedModel, subnet: sortify.Subnet, required: bool) -> sortify.Native | None:
+    """The sub-network as a model of the original's class; if it is not required, a line says why it is none."""
+    try:
+        with working("looking for settings"):
+            return sortify.to_native(model, subnet)
+    except sortify.NativeError as error:
+        if required:
+            raise
+        say(f"written as a graph, as {error}; --native takes the nearest sub-network that is a model of its class")
+        return None
 
 
 def _write_folder(native: sortify.Native, target: Path) -> tuple[Path, float, str]:
     native.save(target)
     changes = ", ".join(f"{name}={value}" for name, value in native.changes.items())
-    return target, native.error, f"use it: {type(native.module).__name__}.from_pretrained(path); {changes}"
+    return target, native.error, f"use it: {native.use}; {changes}"
 
 
 def _write_file(model: sortify.SortedModel, subnet: sortify.Subnet, target: Path, form: str) -> float:

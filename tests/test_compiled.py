@@ -177,12 +177,12 @@ def test_a_training_that_compiles_equals_one_that_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counter: CompileCounterWithBackend
 ) -> None:
     monkeypatch.setattr(SortedModel, "compile", partialmethod(SortedModel.compile, backend=counter))
-    found = []
-    for name in ("plain", "compiled"):
-        make_trainer("mlp-still", tmp_path / name, compile=name == "compiled").run()
-        found.append(load(tmp_path / name).state_dict())
+    found = {}
+    for name, seed in (("plain", 0), ("compiled", 0), ("other", 1)):
+        make_trainer("mlp-still", tmp_path / name, seed=seed, compile=name == "compiled").run()
+        found[name] = load(tmp_path / name).state_dict()
     assert counter.frame_count > 0
-    assert difference(*found) <= 1e-5
+    assert difference(found["plain"], found["compiled"]) <= 1e-4 < 1e-3 < difference(found["plain"], found["other"])
 
 
 @pytest.mark.parametrize("with_it", ["shard", "gradient_checkpointing"])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 import transformers
 from cli_calls import call, errors, works, write_folder
@@ -27,6 +28,7 @@ from sortify import (
     sortify,
     to_native,
 )
+from sortify.native import timm_models
 from sortify.native.comparing import fill, furthest
 from sortify.native.hugging_face import NOT_TAKEN, build
 from sortify.native.nearest import _moving, _whole
@@ -187,6 +189,57 @@ def test_settings_with_other_outputs_are_refused(monkeypatch: pytest.MonkeyPatch
         to_native(converted(llama), converted(llama).space.subnet(width=0.5))
 
 
+# -- timm
+
+
+def vision() -> nn.Module:
+    """With another number of classes than the name stands for."""
+    torch.manual_seed(0)
+    return timm.create_model("test_vit", pretrained=False, num_classes=5).eval()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("fractions", "changes"),
+    [
+        ({"width": 0.5, "heads": 0.5}, {"embed_dim": 32, "num_heads": 1, "num_classes": 5}),
+        ({"depth": 0.5}, {"depth": 3, "num_classes": 5}),
+    ],
+)
+def test_a_sub_network_is_a_model_of_timm(fractions: dict[str, float], changes: dict[str, int], tmp_path: Path) -> None:
+    model = converted(vision)
+    native = to_native(model, model.space.subnet(**fractions))
+    assert native.changes == changes
+    native.save(tmp_path / "small")
+    code = (
+        "import sys; sys.modules['sortify'] = None\n"
+        "import timm, torch\n"
+        "model = timm.create_model('local-dir:small', pretrained=True).eval()\n"
+        "torch.save(model(torch.ones(2, 3, 160, 160)).detach(), 'out.pt')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    with torch.no_grad(), model.eval().using(**fractions):
+        assert difference(model(torch.ones(2, 3, 160, 160)), torch.load(tmp_path / "out.pt")) <= 1e-5
+
+
+def test_the_arguments_of_an_architecture_are_found() -> None:
+    found = timm_models.settings("vit_tiny_patch16_224")
+    assert (found["embed_dim"], found["depth"], found["num_heads"], found["mlp_ratio"]) == (192, 12, 3, 4.0)
+    assert timm_models.settings("resnet18")["channels"] == [64, 128, 256, 512]
+    with pytest.raises(NativeError, match="has no architecture hf-hub:somebody/model"):
+        timm_models.build("hf-hub:somebody/model", {})
+
+
+def test_a_folder_of_timm_that_cannot_be_read_back_never_appears(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    native = to_native(converted(vision), converted(vision).space.subnet(depth=0.5))
+    other = vision()
+    monkeypatch.setattr(timm, "create_model", lambda *args, **kwargs: other)
+    with pytest.raises(NativeError, match="does not read what save_for_hf wrote"):
+        native.save(tmp_path / "small")
+    assert not list(tmp_path.iterdir())
+
+
 # -- the nearest
 
 
@@ -251,7 +304,7 @@ def test_parameters_that_no_op_uses_may_have_any_size() -> None:
     assert module.idle.tolist() == [[1, 1, 0], [1, 1, 0]]
     full = {"a": (4,), "idle": (8,)}
     assert wrong({"a": (2,), "idle": (3,)}, {"a": (2,), "idle": (8,)}, {"idle"}) == 0
-    wanted = Wanted(full, ("a", "idle"), {"a": (2,), "idle": (8,)}, {4: 2}, frozenset({"idle"}))
+    wanted = Wanted(full, ("a", "idle"), {"a": (2,), "idle": (8,)}, {4: 2}, (), frozenset({"idle"}))
     found = solve(lambda settings: {"a": (settings["n"],), "idle": (2 * settings["n"],)}, {"n": 4}, wanted)
     assert next(found) == {("n",): 2}
 
@@ -333,6 +386,8 @@ def test_auto_writes_what_the_model_came_from(tmp_path: Path) -> None:
     transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "near")
     works(tmp_path, "extract", "--depth", "0.5")
     transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "extracted")
+    result = call(tmp_path, "extract", "--depth", "0.5", "--format", "timm", "-o", "other")
+    assert "but the model was converted from" in result.stderr
     result = call(tmp_path, "extract", "--native", "--width", "0.5")
     assert result.exit_code == 2
     result = call(tmp_path, "extract", "--depth", "0.5")  # the folder is there
@@ -368,5 +423,5 @@ def test_a_model_of_one_s_own_has_no_class_to_be(tmp_path: Path) -> None:
     result = call(tmp_path, "extract", "--budget", "0.5", "--format", "huggingface")
     assert result.exit_code == 1
     said = " ".join(errors(result))
-    assert "was not converted from a class of a known library (transformers)" in " ".join(said.split())
+    assert "was not converted from a class of a known library (timm, transformers)" in " ".join(said.split())
     assert not (tmp_path / "extracted").exists()

@@ -92,17 +92,19 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], made: Set[str] = frozen
     Raises:
         RuntimeError: a parameter is left without a value, or a value without its place.
     """
-    own = module.state_dict()
+    own: Any = module.state_dict()
     cut = dict(state.items())
     for name, tensor in state.items():
         if name in own and own[name].shape != tensor.shape and own[name].dim() == tensor.dim():
             common = tuple(slice(min(a, b)) for a, b in zip(own[name].shape, tensor.shape, strict=True))
             cut[name] = own[name].clone()
             cut[name][common] = tensor[common]
-    missing, unexpected = module.load_state_dict(cut, strict=False)
-    missing = sorted(set(missing) & {name for name, _ in module.named_parameters()} - set(made))
+    missing = sorted({name for name, _ in module.named_parameters()} - set(cut) - set(made))
+    unexpected = sorted(set(cut) - set(own))
     if missing or unexpected:
         raise RuntimeError(f"without a value: {missing[:3]}; without a place: {unexpected[:3]}")
+    own.update(cut)  # with the versions of the layers that it holds
+    module.load_state_dict(own)
 
 
 def _inputs(model: SortedModel) -> Iterator[list[Tensor]]:

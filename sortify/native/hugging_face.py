@@ -47,8 +47,8 @@ def _inert(value: Any) -> Any:
     return [_inert(part) for part in value] if isinstance(value, list) else value
 
 
-def save(module: torch.nn.Module, folder: Path) -> None:
-    """Write a folder that `from_pretrained` reads, and read it back to see that it does.
+def save(module: torch.nn.Module, name: str, settings: Settings, folder: Path) -> None:
+    """Write a folder that `from_pretrained` reads, and read it back to see that it does; its config has the settings.
 
     Raises:
         NativeError: what comes back is not what was written.

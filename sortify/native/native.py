@@ -17,12 +17,12 @@ from sortify.capture.exporting import first_line
 from sortify.errors import NativeError, SortifyError
 from sortify.files import replacing
 from sortify.models.sorted_model import SortedModel
-from sortify.native import hugging_face
+from sortify.native import hugging_face, timm_models
 from sortify.native.comparing import TOLERANCE, furthest
 from sortify.native.numbering import renumbered
 from sortify.native.settings import Settings, changed, told
 from sortify.native.solve import Shapes, Wanted, solve
-from sortify.sources.origin import TRANSFORMERS
+from sortify.sources.origin import TIMM, TRANSFORMERS, Origin
 from sortify.space.space import Subnet
 
 CANDIDATES = 60
@@ -34,19 +34,40 @@ class Library:
     """What is asked of a library: a model with some settings, its shapes without making it, and files.
 
     Attributes:
-        build, shapes: of a class with some settings.
-        save: writes a folder.
+        settings: of an origin, as JSON values.
+        build, shapes: of a class or architecture with some settings.
+        save: writes a folder of a model, which was made with some settings, and reads it back.
         not_saved: weights that the folder does not hold, and reading makes anew.
+        use: how to read a folder of a model, for people.
     """
 
+    settings: Callable[[Origin], Settings]
     build: Callable[[str, Settings], nn.Module]
     shapes: Callable[[str, Settings], Shapes]
-    save: Callable[[nn.Module, Path], None]
+    save: Callable[[nn.Module, str, Settings, Path], None]
     not_saved: Callable[[nn.Module], set[str]]
+    use: Callable[[nn.Module], str]
 
 
 LIBRARIES: Mapping[str, Library] = MappingProxyType(
-    {TRANSFORMERS: Library(hugging_face.build, hugging_face.shapes, hugging_face.save, hugging_face.not_saved)}
+    {
+        TRANSFORMERS: Library(
+            lambda origin: origin.settings,
+            hugging_face.build,
+            hugging_face.shapes,
+            hugging_face.save,
+            hugging_face.not_saved,
+            lambda module: f"{type(module).__name__}.from_pretrained(path)",
+        ),
+        TIMM: Library(
+            lambda origin: timm_models.settings(origin.name),
+            timm_models.build,
+            timm_models.shapes,
+            timm_models.save,
+            lambda module: set(),
+            lambda module: 'timm.create_model("local-dir:" + path, pretrained=True)',
+        ),
+    }
 )
 """Libraries whose models can be made smaller by their settings."""
 
@@ -57,17 +78,25 @@ class Native:
 
     Attributes:
         subnet: that it is.
-        library: that the class is of.
+        library, name: what the original is of.
         module: of the original's class.
+        settings: that it was made with.
         changes: the settings that differ from the original's, as `{"hidden_size": 32}`.
         error: the largest difference of its outputs from the extracted graph's.
     """
 
     subnet: Subnet
     library: str
+    name: str
     module: nn.Module
+    settings: Mapping[str, Any]
     changes: Mapping[str, Any]
     error: float
+
+    @property
+    def use(self) -> str:
+        """How to read the folder, for people."""
+        return LIBRARIES[self.library].use(self.module)
 
     def save(self, target: str | Path) -> None:
         """Write a folder that the library loads; it appears when it is complete and has been read back.
@@ -84,7 +113,7 @@ class Native:
             raise NativeError(f"{target}: there is something already; name a folder that is new or empty")
         try:
             with replacing(target) as draft:
-                LIBRARIES[self.library].save(self.module, draft)
+                LIBRARIES[self.library].save(self.module, self.name, self.settings, draft)
         except (OSError, SafetensorError) as error:
             raise SortifyError(f"{target}: cannot be written ({error}); earlier files are untouched") from error
 
@@ -113,11 +142,12 @@ def to_native(model: SortedModel, subnet: Subnet) -> Native:
     if any(tensor.is_meta for tensor in model.tensors.values()):
         raise NativeError("the weights are on the meta device: without values nothing can be compared")
     library, best = LIBRARIES[origin.library], float("inf")
-    wanted, names = _wanted(model, subnet)
-    found = solve(lambda settings: library.shapes(origin.name, settings), origin.settings, wanted)
+    settings, (wanted, names) = library.settings(origin), _wanted(model, subnet)
+    found = solve(lambda given: library.shapes(origin.name, given), settings, wanted)
     why = f"no settings of {origin.name} give a model with the shapes of {subnet}"
     for changes in islice(found, CANDIDATES):
-        module = library.build(origin.name, changed(origin.settings, changes))
+        new = changed(settings, changes)
+        module = library.build(origin.name, new)
         try:
             error = furthest(model, subnet, module, names, library.not_saved(module))
         except Exception as problem:  # shapes that fit by themselves, such as heads that do not divide a width
@@ -126,7 +156,7 @@ def to_native(model: SortedModel, subnet: Subnet) -> Native:
             continue
         if error <= TOLERANCE:
             said = {told(path): value for path, value in changes.items()}
-            return Native(subnet, origin.library, module, said, error)
+            return Native(subnet, origin.library, origin.name, module, new, said, error)
         if error <= best:
             best = error
             why = f"settings of {origin.name} give the shapes of {subnet}, but outputs that differ by {best:.1e}"
@@ -149,4 +179,5 @@ def _wanted(model: SortedModel, subnet: Subnet) -> tuple[Wanted, Mapping[str, st
     before = {name: tuple(tensor.shape) for name, tensor in full.items()}
     after = {names[name]: tuple(tensor.shape) for name, tensor in state.items()}
     idle = frozenset(names[name] for name in _unused(model) & set(names))
-    return Wanted(before, tuple(names), after, smaller, idle), names
+    units = tuple(sorted({sizes[name] for name, axis in model.axes.items() if axis.group != "width"}))
+    return Wanted(before, tuple(names), after, smaller, units, idle), names

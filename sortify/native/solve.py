@@ -33,6 +33,7 @@ class Wanted:
         kept: the names of the full model that the sub-network keeps.
         shapes: those of the sub-network, by the names that they have in a model of its own.
         axes: sizes of axes, and numbers of blocks, that are smaller in the sub-network: full -> its own.
+        units: numbers of units in the sub-network that may be no dimension of a weight, such as heads.
         idle: tensors that no op uses, by the names that they have in a model of its own: their sizes are free.
     """
 
@@ -40,6 +41,7 @@ class Wanted:
     kept: tuple[str, ...]
     shapes: Shapes
     axes: Mapping[int, int]
+    units: tuple[int, ...] = ()
     idle: frozenset[str] = frozenset()
 
     @property
@@ -100,7 +102,9 @@ def _and_silent_ones(
     ]
     cuts = [{path: value} for path, value in _shorter(settings, wanted) if path not in changes]
     several = [{**a, **b} for a, b in combinations([*cuts, *options], 2) if a.keys() != b.keys()]
-    yield from (found for option in [*cuts, *options, *several] if not search.error(found := {**changes, **option}))
+    units = [{path: unit} for path in counts(settings) for unit in wanted.units if path not in changes]
+    every = [*cuts, *options, *several, *units]
+    yield from (found for option in every if not search.error(found := {**changes, **option}))
 
 
 def _reached(search: _Search, settings: Settings, wanted: Wanted, start: Changes) -> dict[Path, Any] | None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
-TRANSFORMERS = "transformers"
+TRANSFORMERS, TIMM = "transformers", "timm"
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,8 @@ class Origin:
 
     Attributes:
         library: that exports the class.
-        name: of the class.
-        settings: JSON values; of transformers the config.
+        name: of the class, or of the architecture.
+        settings: JSON values; of transformers the config, of timm none: what the name stands for.
     """
 
     library: str
@@ -38,12 +39,32 @@ class Origin:
 
 
 def origin_of(module: torch.nn.Module) -> Origin | None:
-    """The origin of a model of transformers; None of others, and of classes that the library does not export."""
+    """The origin of a model of a known library; None of others, and of classes that the library does not export."""
+    for library, found in FOUND.items():
+        if library in sys.modules:  # whoever has a model of it has imported it
+            origin = found(sys.modules[library], module)
+            if origin is not None:
+                return origin
+    return None
+
+
+def _of_transformers(library: Any, module: torch.nn.Module) -> Origin | None:
     name = type(module).__name__
-    library: Any = sys.modules.get(TRANSFORMERS)  # whoever has a model of it has imported it
-    if library is None or not isinstance(module, library.PreTrainedModel):
-        return None
-    if getattr(library, name, None) is not type(module):
+    if not isinstance(module, library.PreTrainedModel) or getattr(library, name, None) is not type(module):
         return None
     config: Any = module.config
     return Origin(TRANSFORMERS, name, json.loads(config.to_json_string(use_diff=False)))
+
+
+def _of_timm(library: Any, module: torch.nn.Module) -> Origin | None:
+    config = getattr(module, "pretrained_cfg", None)
+    name = config.get("architecture") if isinstance(config, Mapping) else None
+    if not isinstance(name, str) or not library.is_model(name) or not type(module).__module__.startswith(f"{TIMM}."):
+        return None
+    return Origin(TIMM, name, {})
+
+
+FOUND: Mapping[str, Callable[[Any, torch.nn.Module], Origin | None]] = MappingProxyType(
+    {TRANSFORMERS: _of_transformers, TIMM: _of_timm}
+)
+"""Libraries, and how each knows its own."""
