@@ -229,3 +229,31 @@ def test_a_copy_with_other_outputs_is_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(shrinking, "furthest", lambda *args: 0.25)
     with pytest.raises(NativeError, match=r"gives outputs that differ by 2.5e-01"):
         to_module(model, model.space.smallest, original)
+
+
+class Penalised(nn.Module):
+    """A number that only training uses, as large as a width but none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down, self.limit = nn.Linear(8, 16), nn.Linear(16, 4), 16
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.up(x))
+        out: Tensor = self.down(hidden)
+        return out + hidden.sum(1, keepdim=True) / self.limit if self.training else out
+
+
+def test_training_decides_too() -> None:
+    original = Penalised()
+    model = sortify(original, (torch.rand(2, 8),))
+    small = to_module(model, model.space.subnet(width=0.5), original)
+    module: Any = small.module
+    assert module.up.weight.shape == (8, 8)
+    assert module.limit == 16
+    x = torch.rand(3, 8)
+    extracted = model.extract(width=0.5)
+    assert difference(extracted.train()(x), module.train()(x)) <= 1e-6
+    module.limit = 8
+    assert difference(extracted(x), module(x)) > 1e-2
+    assert difference(extracted.eval()(x), module.eval()(x)) <= 1e-6

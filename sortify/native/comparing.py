@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import copy
 import zlib
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sortify.capture.prepare import LeftOut, mode_of
 from sortify.difference import difference
 from sortify.errors import InputError, ProfileError
 from sortify.models.profiling import inputs_at
 from sortify.models.sorted_model import SortedModel
 from sortify.network.extract import ExtractedModel, extract
-from sortify.proof.trials import Lazily
+from sortify.proof.trials import Lazily, quietly
 from sortify.space.space import Subnet
 
 TOLERANCE = 1e-5
@@ -72,18 +73,43 @@ def lively(tensors: Mapping[str, Tensor], firm: Set[str] = frozenset()) -> Mappi
 def apart(
     model: SortedModel, small: ExtractedModel, module: nn.Module, names: Mapping[str, str], made: Set[str] = frozenset()
 ) -> float:
-    """The largest difference of outputs of an extracted sub-network and a module, at several sizes of inputs."""
+    """The largest difference of outputs of an extracted sub-network and a module, at several sizes of inputs.
+
+    In training mode, where that was captured, both draw the same numbers, and change copies of their buffers.
+    """
     like = next((t for t in small.state_dict().values() if t.is_floating_point()), torch.zeros(()))
     fill(module.to(like.device, like.dtype), {own: small.state_dict()[name] for name, own in names.items()}, made)
     worst = 0.0
     for tensors in _inputs(model):
         fitting = [t.to(like.device, like.dtype if t.is_floating_point() else t.dtype) for t in tensors]
         args, kwargs = small.signature.call(fitting)
-        with torch.no_grad():
-            expected = _plain(small(*args, **kwargs))
-            found = module(*args, **small.signature.completed(args, kwargs))
-        worst = max(worst, difference(expected, _plain(found, expected)))
+        for training in _modes(model):
+            expected = _plain(_called(small, training, args, kwargs))
+            with _left_out(model).of(module):
+                found = _called(module, training, args, small.signature.completed(args, kwargs))
+            worst = max(worst, difference(expected, _plain(found, expected)))
     return worst
+
+
+def _left_out(model: SortedModel) -> LeftOut:
+    """What the graphs do not draw; of a model that was read from a file it is not known whether layers are skipped."""
+    return LeftOut(skips=True) if model.report is None else model.report.left_out
+
+
+def _modes(model: SortedModel) -> tuple[bool, ...]:
+    """Evaluation, and training where the graph has all that the original does in it."""
+    left_out, programs = _left_out(model), model.blueprint.programs
+    whole = programs["train"] is not programs["eval"] and not left_out.everything and not left_out.held_back
+    return (False, True) if whole else (False,)
+
+
+def _called(module: nn.Module, training: bool, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    if not training:
+        with torch.no_grad():
+            return module(*args, **kwargs)
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    with mode_of(module, True):
+        return quietly(lambda: torch.func.functional_call(module, buffers, tuple(args), dict(kwargs)))
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], made: Set[str] = frozenset()) -> None:
