@@ -16,6 +16,7 @@ from sortify.errors import InputError, ProfileError
 from sortify.models.profiling import inputs_at
 from sortify.models.sorted_model import SortedModel
 from sortify.network.extract import ExtractedModel, extract
+from sortify.proof.proof import draws
 from sortify.proof.trials import Lazily, quietly
 from sortify.space.space import Subnet
 
@@ -97,10 +98,13 @@ def _left_out(model: SortedModel) -> LeftOut:
 
 
 def _modes(model: SortedModel) -> tuple[bool, ...]:
-    """Evaluation, and training where the graph has all that the original does in it."""
+    """Evaluation, and training where the graph has all that the original does in it.
+
+    What skips blocks at random often does so by their number, which is another one in a model of its own.
+    """
     left_out, programs = _left_out(model), model.blueprint.programs
-    whole = programs["train"] is not programs["eval"] and not left_out.everything and not left_out.held_back
-    return (False, True) if whole else (False,)
+    known = programs["train"] is not programs["eval"] and not left_out.everything and not left_out.held_back
+    return (False, True) if known and not draws(programs["train"]) else (False,)
 
 
 def _called(module: nn.Module, training: bool, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -33,6 +34,8 @@ from sortify.space.space import Subnet
 
 SINGLE, DOUBLE = 1e-5, 1e-10
 GRADIENTS = "gradients (train)"
+OFF: Mapping[str, Any] = MappingProxyType({"train": False, "dropout_p": 0.0})
+"""Arguments of ops that drop at random, and what switches that off."""
 ROUNDINGS = 10.0  # an error in float32 may be rounding up to so many times what the original's own rounding makes
 
 
@@ -111,13 +114,14 @@ def modes_to_permute(blueprint: Blueprint) -> tuple[str, ...]:
     """The eval graph; the train graph too where it has weights of its own (auxiliary heads) and draws no noise."""
     train, evaluated = (set(used_tensors(blueprint.programs[mode]).values()) for mode in ("train", "eval"))
     own = any(blueprint.infos[name].kind == "parameter" for name in train - evaluated)
-    return ("eval", "train") if own and not draws(_quiet(blueprint.programs["train"]).graph) else ("eval",)
+    return ("eval", "train") if own and not draws(blueprint.programs["train"]) else ("eval",)
 
 
-def draws(graph: fx.Graph) -> bool:
-    """Whether an op draws random numbers."""
+def draws(program: Program) -> bool:
+    """Whether an op draws random numbers, other than those of dropout."""
     return any(
-        torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) and not _off(node) for node in graph.nodes
+        torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) and not _switches(node)
+        for node in program.graph.nodes
     )
 
 
@@ -126,23 +130,16 @@ def _quiet(program: Program) -> Program:
     graph = fx.Graph()
     graph.output(graph.graph_copy(program.graph, {}))
     for node in graph.nodes:
-        place = _switch(node)
-        if place is not None:
-            node.update_arg(place, False) if isinstance(place, int) else node.update_kwarg(place, False)
+        for place, off in _switches(node):
+            node.update_arg(place, off) if isinstance(place, int) else node.update_kwarg(place, off)
     return Program(graph, program.tensors, program.outputs)
 
 
-def _switch(node: fx.Node) -> int | str | None:
-    """Where the `train` argument of an op that draws numbers stands."""
-    op = node.target
-    if not isinstance(op, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in op.tags:
-        return None
-    return position_of(node, "train") if any(a.name == "train" for a in op._schema.arguments) else None
-
-
-def _off(node: fx.Node) -> bool:
-    place = _switch(node)
-    return place is not None and (node.args[place] if isinstance(place, int) else node.kwargs[place]) is False
+def _switches(node: fx.Node) -> list[tuple[int | str, Any]]:
+    """Where the arguments of dropout stand that are given, and what switches it off."""
+    known = {a.name for a in node.target._schema.arguments} if isinstance(node.target, torch._ops.OpOverload) else set()
+    places = [(position_of(node, name), off) for name, off in OFF.items() if name in known]
+    return [(place, off) for place, off in places if place in node.kwargs or place in range(len(node.args))]
 
 
 def middle(blueprint: Blueprint) -> Subnet:
