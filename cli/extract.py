@@ -34,7 +34,7 @@ else:
     from .lazy import sortify, torch
 
 FILES = ("pt2", "safetensors")
-FOLDERS = {"huggingface": "transformers", "timm": "timm"}
+FOLDERS = {"huggingface": "transformers", "timm": "timm", "torchvision": "torchvision"}
 """Formats that are folders, and the library that reads each."""
 FORMATS = (*FILES, *FOLDERS)
 NATIVE = "native"
@@ -72,7 +72,7 @@ def run(
         str,
         typer.Option(
             "--format",
-            help="pt2, safetensors, huggingface or timm (folders), or auto: as OUT ends, else what it came from.",
+            help="pt2, safetensors, huggingface, timm, torchvision (folders), or auto: as OUT ends, else as it came.",
         ),
     ] = "auto",
     native: Annotated[

@@ -87,6 +87,11 @@ def test_numbers_that_are_left_move_up_and_gaps_stay() -> None:
         "head.3.w": "head.3.w",
     }
     assert left(full, kept) == {"layers": (4, [0, 3]), "layers.1": (2, []), "layers.2": (2, [])}
+    assert renumbered(["layer_1.w1", "layer_2.w1", "head2.w", "at01.w"], ["layer_2.w1", "head2.w", "at01.w"]) == {
+        "layer_2.w1": "layer_1.w1",
+        "head2.w": "head2.w",
+        "at01.w": "at01.w",
+    }
 
 
 # -- the solver, on a library that is made up
@@ -423,5 +428,7 @@ def test_a_model_of_one_s_own_has_no_class_to_be(tmp_path: Path) -> None:
     result = call(tmp_path, "extract", "--budget", "0.5", "--format", "huggingface")
     assert result.exit_code == 1
     said = " ".join(errors(result))
-    assert "was not converted from a class of a known library (timm, transformers)" in " ".join(said.split())
+    assert "was not converted from a class of a known library (timm, torchvision, transformers)" in " ".join(
+        said.split()
+    )
     assert not (tmp_path / "extracted").exists()

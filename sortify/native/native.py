@@ -17,12 +17,12 @@ from sortify.capture.exporting import first_line
 from sortify.errors import NativeError, SortifyError
 from sortify.files import replacing
 from sortify.models.sorted_model import SortedModel
-from sortify.native import hugging_face, timm_models
+from sortify.native import hugging_face, timm_models, torchvision_models
 from sortify.native.comparing import TOLERANCE, furthest
 from sortify.native.numbering import renumbered
 from sortify.native.settings import Settings, changed, told
 from sortify.native.solve import Shapes, Wanted, solve
-from sortify.sources.origin import TIMM, TRANSFORMERS, Origin
+from sortify.sources.origin import TIMM, TORCHVISION, TRANSFORMERS, Origin
 from sortify.space.space import Subnet
 
 CANDIDATES = 60
@@ -34,14 +34,16 @@ class Library:
     """What is asked of a library: a model with some settings, its shapes without making it, and files.
 
     Attributes:
-        settings: of an origin, as JSON values.
+        named: what the others take as a name, of an origin and the shapes of its full model.
+        settings: of an origin and that name, as JSON values.
         build, shapes: of a class or architecture with some settings.
         save: writes a folder of a model, which was made with some settings, and reads it back.
         not_saved: weights that the folder does not hold, and reading makes anew.
         use: how to read a folder of a model, for people.
     """
 
-    settings: Callable[[Origin], Settings]
+    named: Callable[[Origin, Shapes], str]
+    settings: Callable[[Origin, str], Settings]
     build: Callable[[str, Settings], nn.Module]
     shapes: Callable[[str, Settings], Shapes]
     save: Callable[[nn.Module, str, Settings, Path], None]
@@ -52,7 +54,8 @@ class Library:
 LIBRARIES: Mapping[str, Library] = MappingProxyType(
     {
         TRANSFORMERS: Library(
-            lambda origin: origin.settings,
+            lambda origin, shapes: origin.name,
+            lambda origin, name: origin.settings,
             hugging_face.build,
             hugging_face.shapes,
             hugging_face.save,
@@ -60,12 +63,22 @@ LIBRARIES: Mapping[str, Library] = MappingProxyType(
             lambda module: f"{type(module).__name__}.from_pretrained(path)",
         ),
         TIMM: Library(
-            lambda origin: timm_models.settings(origin.name),
+            lambda origin, shapes: origin.name,
+            lambda origin, name: timm_models.settings(name),
             timm_models.build,
             timm_models.shapes,
             timm_models.save,
             lambda module: set(),
             lambda module: 'timm.create_model("local-dir:" + path, pretrained=True)',
+        ),
+        TORCHVISION: Library(
+            lambda origin, shapes: torchvision_models.named(origin.name, shapes),
+            lambda origin, name: torchvision_models.settings(name),
+            torchvision_models.build,
+            torchvision_models.shapes,
+            torchvision_models.save,
+            lambda module: set(),
+            lambda module: "from model import load; load()",
         ),
     }
 )
@@ -142,24 +155,26 @@ def to_native(model: SortedModel, subnet: Subnet) -> Native:
     if any(tensor.is_meta for tensor in model.tensors.values()):
         raise NativeError("the weights are on the meta device: without values nothing can be compared")
     library, best = LIBRARIES[origin.library], float("inf")
-    settings, (wanted, names) = library.settings(origin), _wanted(model, subnet)
-    found = solve(lambda given: library.shapes(origin.name, given), settings, wanted)
-    why = f"no settings of {origin.name} give a model with the shapes of {subnet}"
+    wanted, names = _wanted(model, subnet)
+    name = library.named(origin, wanted.full)
+    settings = library.settings(origin, name)
+    found = solve(lambda given: library.shapes(name, given), settings, wanted)
+    why = f"no settings of {name} give a model with the shapes of {subnet}"
     for changes in islice(found, CANDIDATES):
         new = changed(settings, changes)
-        module = library.build(origin.name, new)
+        module = library.build(name, new)
         try:
             error = furthest(model, subnet, module, names, library.not_saved(module))
         except Exception as problem:  # shapes that fit by themselves, such as heads that do not divide a width
             if best == float("inf"):
-                why = f"settings of {origin.name} give the shapes of {subnet}, but do not run: {first_line(problem)}"
+                why = f"settings of {name} give the shapes of {subnet}, but do not run: {first_line(problem)}"
             continue
         if error <= TOLERANCE:
             said = {told(path): value for path, value in changes.items()}
-            return Native(subnet, origin.library, origin.name, module, new, said, error)
+            return Native(subnet, origin.library, name, module, new, said, error)
         if error <= best:
             best = error
-            why = f"settings of {origin.name} give the shapes of {subnet}, but outputs that differ by {best:.1e}"
+            why = f"settings of {name} give the shapes of {subnet}, but outputs that differ by {best:.1e}"
     raise NativeError(why)
 
 

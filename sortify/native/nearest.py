@@ -99,11 +99,14 @@ def _works(model: SortedModel, groups: Sequence[str]) -> bool:
 
 
 def _whole(model: SortedModel, groups: Sequence[str]) -> tuple[float, ...]:
-    """The fractions at which all sizes of some groups are whole numbers, ascending; the last is 1."""
-    sizes = [axis.size for axis in model.axes.values() if axis.group in groups and axis.size > 1]
+    """The fractions at which all sizes of some groups are whole numbers, ascending; the last is 1.
+
+    Blocks of the longest chain count for depth: shorter ones round.
+    """
     if DEPTH in groups:
-        sizes += [len(chain.blocks) for chain in model.chains.values() if len(chain.blocks) > 1]
-    parts = math.gcd(*sizes)
+        parts = max((len(chain.blocks) for chain in model.chains.values()), default=0)
+    else:
+        parts = math.gcd(*(axis.size for axis in model.axes.values() if axis.group in groups and axis.size > 1))
     if not parts:
         return (1.0,)
     step = next(_divisors(parts, math.ceil(parts / FRACTIONS)), parts)

@@ -1,9 +1,13 @@
-"""Names of what is left when blocks are left out: `layers.0, layers.2` become `layers.0, layers.1`."""
+"""Names of what is left when blocks are left out: `layers.0, layers.2` become `layers.0, layers.1`.
+
+A number is a part of a name by itself or ends one, as in `layer_0`.
+"""
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 Kept = Mapping[str, tuple[int, int]]
 
@@ -12,11 +16,18 @@ def numbers(names: Iterable[str]) -> dict[str, list[int]]:
     """The numbers that follow each prefix, ascending: {"layers": [0, 1, 2]}."""
     found: defaultdict[str, set[int]] = defaultdict(set)
     for name in names:
-        parts = name.split(".")
-        for place, part in enumerate(parts):
-            if part.isdigit():
-                found[".".join(parts[:place])].add(int(part))
+        for _, prefix, _, number in _numbered(name):
+            found[prefix].add(number)
     return {prefix: sorted(values) for prefix, values in found.items()}
+
+
+def _numbered(name: str) -> Iterator[tuple[int, str, str, int]]:
+    """Of each part of a name that ends in a number: its place, all before the number, its text, the number."""
+    parts = name.split(".")
+    for place, part in enumerate(parts):
+        text, number = re.fullmatch(r"(.*?)(\d*)", part).groups()  # type: ignore[union-attr]
+        if number and str(int(number)) == number:
+            yield place, ".".join([*parts[:place], *([text] if text else [])]), text, int(number)
 
 
 def renumbered(full: Collection[str], kept: Collection[str]) -> dict[str, str]:
@@ -32,12 +43,9 @@ def renumbered(full: Collection[str], kept: Collection[str]) -> dict[str, str]:
 
 def _renamed(name: str, before: Mapping[str, list[int]], after: Mapping[str, list[int]]) -> str:
     parts = name.split(".")
-    new = list(parts)
-    for place, part in enumerate(parts):
-        if part.isdigit():
-            prefix = ".".join(parts[:place])
-            new[place] = str(before[prefix][after[prefix].index(int(part))])
-    return ".".join(new)
+    for place, prefix, text, number in _numbered(name):
+        parts[place] = f"{text}{before[prefix][after[prefix].index(number)]}"
+    return ".".join(parts)
 
 
 def left(full: Collection[str], kept: Collection[str]) -> dict[str, tuple[int, list[int]]]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -13,6 +11,7 @@ from typing import Any
 import torch
 
 from sortify.errors import NativeError
+from sortify.native.calls import defaults, is_plain, noting, plain
 from sortify.native.settings import Settings
 from sortify.native.solve import Shapes
 
@@ -26,46 +25,10 @@ def settings(name: str) -> Settings:
 def _arguments(name: str) -> Mapping[str, Any]:
     with torch.device("meta"):
         kind = type(_create(name))
-        with _noting(kind) as calls:
+        with noting(kind) as calls:
             _create(name)
-    given: dict[str, Any] = {}
-    for each in reversed(kind.__mro__):  # arguments that a class hands on have their defaults where they are named
-        if "__init__" in vars(each):
-            known = inspect.signature(each).parameters.values()
-            given |= {p.name: p.default for p in known if p.default is not p.empty}
-    given |= calls[-1]
-    return MappingProxyType({key: _plain(value) for key, value in given.items() if _is_plain(value)})
-
-
-@contextmanager
-def _noting(kind: type[torch.nn.Module]) -> Iterator[list[dict[str, Any]]]:
-    """The arguments with which a class is called meanwhile, by name."""
-    calls, real = list[dict[str, Any]](), kind.__init__
-    signature = inspect.signature(real)
-    rest = {p.name for p in signature.parameters.values() if p.kind is inspect.Parameter.VAR_KEYWORD}
-
-    def init(self: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
-        bound = signature.bind(self, *args, **kwargs).arguments
-        calls.append({key: value for key, value in bound.items() if key not in rest})
-        for name in rest & bound.keys():
-            calls[-1].update(bound[name])
-        real(self, *args, **kwargs)
-
-    kind.__init__ = init  # type: ignore[method-assign]
-    try:
-        yield calls
-    finally:
-        kind.__init__ = real  # type: ignore[method-assign]
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return all(_is_plain(part) for part in value)
-    return value is None or isinstance(value, (bool, int, float, str))
-
-
-def _plain(value: Any) -> Any:
-    return [_plain(part) for part in value] if isinstance(value, (list, tuple)) else value
+    given = {**defaults(kind), **calls[-1]}
+    return MappingProxyType({key: plain(value) for key, value in given.items() if is_plain(value)})
 
 
 def _create(name: str, **arguments: Any) -> torch.nn.Module:

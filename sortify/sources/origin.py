@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-TRANSFORMERS, TIMM = "transformers", "timm"
+TRANSFORMERS, TIMM, TORCHVISION = "transformers", "timm", "torchvision"
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Origin:
 
     Attributes:
         library: that exports the class.
-        name: of the class, or of the architecture.
-        settings: JSON values; of transformers the config, of timm none: what the name stands for.
+        name: of the class; of timm that of the architecture.
+        settings: JSON values; of transformers the config, of others none: what the name stands for.
     """
 
     library: str
@@ -64,7 +64,13 @@ def _of_timm(library: Any, module: torch.nn.Module) -> Origin | None:
     return Origin(TIMM, name, {})
 
 
+def _of_torchvision(library: Any, module: torch.nn.Module) -> Origin | None:
+    kind = type(module)
+    known = kind.__module__.startswith(f"{TORCHVISION}.models.") and kind.__name__ in vars(library.models)
+    return Origin(TORCHVISION, kind.__name__, {}) if known else None
+
+
 FOUND: Mapping[str, Callable[[Any, torch.nn.Module], Origin | None]] = MappingProxyType(
-    {TRANSFORMERS: _of_transformers, TIMM: _of_timm}
+    {TRANSFORMERS: _of_transformers, TIMM: _of_timm, TORCHVISION: _of_torchvision}
 )
 """Libraries, and how each knows its own."""
