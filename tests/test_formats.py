@@ -219,7 +219,7 @@ class Odd(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        names = ("class", "a b", "0", "it's", "__x", "torch", "dtype")
+        names = ("0", "torch", "dtype", "_x", "__x", "self", "add")
         self.layers = nn.ModuleDict({name: nn.Linear(8, 8) for name in names})
         self.register_buffer("scale", torch.arange(8.0), persistent=False)
 
