@@ -20,6 +20,7 @@ from cli_calls import call, works, write_folder
 from compare import assert_close_outputs, assert_same_tensors
 from hypothesis import given
 from hypothesis import strategies as st
+from parts_models import Router
 from torch import Tensor, nn
 from zoo import MODELS
 
@@ -255,6 +256,32 @@ def test_python_keeps_names_calls_and_outputs(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=words):
             again(args[0] if change else args[0][:, :4], *args[1:], **kwargs, **change)
+
+
+def test_python_refuses_sizes_that_the_graph_does_not_serve(tmp_path: Path) -> None:
+    small, examples = small_of("dict_output")
+    small = copy.deepcopy(small)
+    small.signature = replace(small.signature, limits=("s0_0 % 3 == 0", "Max(1, s0_0) == s0_0"))
+    write(small, examples, tmp_path / "small", "python")
+    again = read(tmp_path / "small").load()
+    assert again(torch.randn(6, 8))["logits"].shape == (6, 5)
+    with pytest.raises(ValueError, match=r"x.shape\[0\] % 3 == 0: expected True, got False"):
+        again(torch.randn(4, 8))
+
+
+def test_a_model_in_parts_is_written_as_weights_alone(tmp_path: Path) -> None:
+    model = sortify(Router(), (torch.randn(4, 8),)).eval()
+    small = model.extract(subnet=model.space.smallest)
+    assert write(small, model.example_tensors, tmp_path / "small.safetensors", "safetensors") <= 1e-5
+    for form, words in (
+        ("python", "python: a model in parts has no source"),
+        ("pt2", r"torch.export cannot follow the extracted model .*; take the format safetensors"),
+        ("onnx", r"torch.export cannot follow the extracted model .*; take the format safetensors"),
+    ):
+        with pytest.raises(SortifyError, match=words) as refusal:
+            write(small, model.example_tensors, tmp_path / form, form)
+        assert "\n" not in str(refusal.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["small.safetensors"]
 
 
 TEXTS = st.one_of(

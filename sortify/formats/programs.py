@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sortify.capture.exporting import first_line
-from sortify.capture.prepare import mode_of
+from sortify.capture.prepare import mode_of, quiet_tracing
 from sortify.errors import SortifyError
 from sortify.formats.calls import Call, tensors_of
 from sortify.network.extract import ExtractedModel
@@ -36,11 +36,11 @@ def export(model: ExtractedModel, examples: Sequence[Tensor]) -> torch.export.Ex
     shapes = torch.utils._pytree.tree_map(dynamic, (args, kwargs))
     spec = {name: shape for name, shape in (("args", tuple(shapes[0])), ("kwargs", shapes[1])) if shape}
     try:
-        with mode_of(model, training=False):
+        with mode_of(model, training=False), quiet_tracing():
             program = torch.export.export(model, tuple(args), kwargs, dynamic_shapes=spec, strict=False)
     except Exception as error:
         raise SortifyError(
-            f"torch.export cannot follow the extracted model ({first_line(error)}); its weights can be written"
+            f"torch.export cannot follow the extracted model ({first_line(error)}); take the format safetensors"
         ) from error
     program._guards_code = []  # they call inputs by a forward's parameters; with *args, **kwargs they raise NameError
     return program

@@ -32,6 +32,10 @@ HELPERS: tuple[Any, ...] = (
 )
 OWN = ("self", *MODULES, "Group", "Model", "load", "TENSORS", "TIED", *(helper.__name__ for helper in HELPERS))
 """Names that the source has already."""
+PLAIN_ARITHMETIC = (
+    *(ast.Expression, ast.Compare, ast.BinOp, ast.Name, ast.Load, ast.Constant),
+    *(ast.Add, ast.Sub, ast.Mult, ast.FloorDiv, ast.Mod, ast.cmpop),
+)
 SOURCE = '''"""A model cut out of a larger one, as plain PyTorch: {count:,} parameters.
 
     from model import load
@@ -91,7 +95,9 @@ def source_of(model: ExtractedModel) -> str:
     """
     runner = model.runners.get("eval")
     if runner is None:
-        raise SortifyError("python: the model is in parts, and the original's code runs between them: take another")
+        raise SortifyError(
+            "python: a model in parts has no source: the original's code runs between them; write weights"
+        )
     own, tied = named_tensors(model)
     forward = "\n".join(f"    {line}".rstrip() for line in _forward(model, runner))
     text = SOURCE.format(
@@ -245,7 +251,7 @@ def _paths(structure: Structure, root: str) -> Iterator[str]:
 def _limit(limit: str, inputs: Sequence[str]) -> str | None:
     """A condition on sizes as source; None for one that is no plain arithmetic."""
     tree = ast.parse(limit, mode="eval")
-    if any(isinstance(node, (ast.Call, ast.Invert, ast.Div)) for node in ast.walk(tree)):
+    if not all(isinstance(node, PLAIN_ARITHMETIC) for node in ast.walk(tree)):
         return None
     return re.sub(r"\bs(\d+)_(\d+)\b", lambda hit: f"{inputs[int(hit[1])]}.shape[{hit[2]}]", ast.unparse(tree))
 
