@@ -30,6 +30,7 @@ from sortify.formats import python_source, table
 from sortify.formats.calls import Call, calls_of, tensors_of
 from sortify.formats.python_folder import outline
 from sortify.formats.spelling import Names, comment, literal, place
+from sortify.formats.spelling import call as call_of
 from sortify.formats.table import FORMATS
 
 CASES = {case.name: case for case in MODELS}
@@ -367,6 +368,27 @@ def test_values_that_source_cannot_hold_are_refused() -> None:
         torch.float16,
         (1,),
     ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((), "x[:]"),
+        ((0, 0, sys.maxsize), "x[:]"),
+        ((1, 2, 5), "x[:, 2:5]"),
+        ((1, -3, -1), "x[:, -3:-1]"),
+        ((-1, 1, 9, 2), "x[..., 1:9:2]"),
+        ((2, None, 2), "x[:, :, :2]"),
+        ((-2, 1, 3), "torch.ops.aten.slice.Tensor(x, -2, 1, 3, 1)"),
+    ],
+)
+def test_slices_are_spelled_as_people_write_them(arguments: tuple[int, ...], expected: str) -> None:
+    graph, x = torch.fx.Graph(), torch.randn(4, 5, 6)
+    hole = graph.placeholder("x")
+    node = graph.call_function(torch.ops.aten.slice.Tensor, (hole, *arguments))
+    text = call_of(node, {hole: "x"})
+    assert text == expected
+    assert torch.equal(eval(text), torch.ops.aten.slice.Tensor(x, *arguments))
 
 
 def test_every_helper_of_the_source_is_in_it() -> None:

@@ -11,6 +11,7 @@ import keyword
 import math
 import operator
 import re
+import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -157,6 +158,8 @@ def call(node: fx.Node, names: Mapping[fx.Node, str]) -> str:
         return f"{_atom(args[0])}[{args[1]}]"
     if node.target in _INFIX and not node.kwargs:
         return f" {_INFIX[node.target]} ".join(map(_atom, args))
+    if node.target is torch.ops.aten.slice.Tensor and not node.kwargs:
+        return _sliced(*args)
     if isinstance(node.target, torch._ops.OpOverload):
         return _operator(node.target, given, named="self" in node.kwargs)
     name = target_name(node.target)
@@ -165,6 +168,15 @@ def call(node: fx.Node, names: Mapping[fx.Node, str]) -> str:
     if not name.startswith(("builtins.", "math.", "operator.", "torch.")):
         raise SortifyError(f"python: {name} is no function of Python or torch; take another format")
     return f"{name}({', '.join(given)})"
+
+
+def _sliced(tensor: str, dim: str = "0", start: str = "None", end: str = "None", step: str = "1") -> str:
+    """A slice along one dimension as people write it: `x[:, 0:8]`."""
+    begin, to = ("" if start in ("None", "0") else start), ("" if end in ("None", str(sys.maxsize)) else end)
+    before = "..., " if dim == "-1" else ":, " * int(dim) if dim.isdecimal() else None
+    if before is None:
+        return f"torch.ops.aten.slice.Tensor({', '.join((tensor, dim, start, end, step))})"
+    return f"{_atom(tensor)}[{before}{begin}:{to}{'' if step == '1' else f':{step}'}]"
 
 
 def _atom(text: str) -> str:
