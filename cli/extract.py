@@ -112,7 +112,7 @@ def run(
         subnet, rule = _within(model, budget, metric, own, native)
     prepare(subnet)
     with working(SEARCH):
-        written = sortify.write_subnet(model, subnet, output or Path("extracted"), "native" if native else format)
+        written = sortify.write_subnet(model, subnet, output, "native" if native else format)
     if written.note:
         say(f"{written.note}; --native takes the nearest sub-network that is a model of its class")
     if rule:

@@ -164,7 +164,10 @@ def test_commands_use_public_names_only() -> None:
 @pytest.mark.parametrize(
     ("output", "format", "expected"),
     [
+        (None, "pt2", "extracted.pt2"),
+        (None, "python", "extracted"),
         ("small", "pt2", "small.pt2"),
+        ("there", "onnx", "there/extracted.onnx"),
         ("small.safetensors", "safetensors", "small.safetensors"),
         ("small.bin", "safetensors", "small.bin"),
         ("half-0.5", "onnx", "half-0.5.onnx"),
@@ -174,5 +177,10 @@ def test_commands_use_public_names_only() -> None:
         ("small", "timm", "small"),
     ],
 )
-def test_the_name_of_what_is_extracted(output: str, format: str, expected: str) -> None:
-    assert str(named(Path(output), format)) == expected
+def test_the_name_of_what_is_extracted(
+    output: str | None, format: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("there", "extracted"):
+        (tmp_path / folder).mkdir()
+    assert str(named(None if output is None else Path(output), format)) == expected

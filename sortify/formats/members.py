@@ -25,6 +25,8 @@ FOLDERS: Mapping[str, str] = MappingProxyType({"huggingface": TRANSFORMERS, "tim
 """Forms that are folders of a library -> the library."""
 FORMS = (AUTO, *FORMATS, *FOLDERS)
 """What `write_subnet` writes."""
+NAME = "extracted"
+"""Of what nobody named."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +48,14 @@ class Written:
     note: str = ""
 
 
-def write_subnet(model: SortedModel, subnet: Subnet, target: str | Path, form: str = AUTO) -> Written:
+def write_subnet(model: SortedModel, subnet: Subnet, target: str | Path | None = None, form: str = AUTO) -> Written:
     """Cut out a sub-network and write it to files that need no sortify; they appear when they are checked.
 
     Args:
         model: the sorted model.
         subnet: which sub-network.
         target: the file or folder; a file's name without an ending gets the format's, and in a folder it is called
-            `extracted`.
+            `extracted`, as it is here where no target is named.
         form: a format, 'huggingface' or 'timm' (the folder of the library that the model came from), 'native' (either
             of them), or 'auto': as the target's name ends, else the folder of its library where a class of it can be
             this sub-network, else 'pt2'.
@@ -62,10 +64,10 @@ def write_subnet(model: SortedModel, subnet: Subnet, target: str | Path, form: s
         SortifyError: unknown form, or as `write` and `to_native`.
     """
     check_form(form)
-    target, note = Path(target), ""
+    target, note = None if target is None else Path(target), ""
     endings = {each.suffix: name for name, each in FORMATS.items() if each.suffix}
     if form == AUTO:
-        form = endings.get(target.suffix) or (NATIVE if has_native_library(model) else PLAIN)
+        form = endings.get(target.suffix if target else "") or (NATIVE if has_native_library(model) else PLAIN)
         try:
             native = to_native(model, subnet) if form == NATIVE else None
         except NativeError as error:
@@ -73,7 +75,7 @@ def write_subnet(model: SortedModel, subnet: Subnet, target: str | Path, form: s
     else:
         native = to_native(model, subnet) if form in (NATIVE, *FOLDERS) else None
     if native is not None:
-        return _write_native(native, target, form)
+        return _write_native(native, named(target, form), form)
     small = model.extract(subnet=subnet).eval()
     apart = _from_the_subnet(model, subnet, small)
     target = named(target, form)
@@ -86,12 +88,14 @@ def check_form(form: str) -> None:
         raise SortifyError(f"format {form!r}: expected one of {', '.join(FORMS)}")
 
 
-def named(target: Path, form: str) -> Path:
+def named(target: Path | None, form: str) -> Path:
     """Where a format's file or folder goes."""
     suffix = FORMATS[form].suffix if form in FORMATS else ""
+    if target is None:
+        return Path(f"{NAME}{suffix}")
     if not suffix:
         return target
-    target = target / "extracted" if target.is_dir() else target
+    target = target / NAME if target.is_dir() else target
     return target if target.suffix[1:2].isalpha() else target.with_name(f"{target.name}{suffix}")
 
 
