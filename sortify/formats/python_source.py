@@ -98,7 +98,7 @@ def source_of(model: ExtractedModel) -> str:
         raise SortifyError(
             "python: a model in parts has no source: the original's code runs between them; write weights"
         )
-    own, tied = named_tensors(model)
+    (own, tied), saved = named_tensors(model), set(model.state_dict())
     forward = "\n".join(f"    {line}".rstrip() for line in _forward(model, runner))
     text = SOURCE.format(
         count=sum(p.numel() for p in model.parameters()),
@@ -107,7 +107,7 @@ def source_of(model: ExtractedModel) -> str:
         group=inspect.getsource(standalone.Group),
         forward=forward,
         helpers="\n\n".join(inspect.getsource(helper) for helper in HELPERS),
-        tensors=_table({name: _described(model, name, tensor) for name, tensor in own.items()}),
+        tensors=_table({name: _described(tensor, name in saved) for name, tensor in own.items()}),
         tied=_table({name: repr(first) for name, first in tied.items()}),
     )
     ast.parse(text)
@@ -116,18 +116,17 @@ def source_of(model: ExtractedModel) -> str:
 
 def named_tensors(model: ExtractedModel) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Every tensor under its first name, and the further names of tied ones with the first."""
-    state = model.state_dict(keep_vars=True)
-    rest = {name: tensor for name, tensor in model.named_buffers(remove_duplicate=False) if name not in state}
+    state: dict[str, torch.Tensor] = model.state_dict(keep_vars=True)
+    everything = {**state, **dict(model.named_buffers(remove_duplicate=False))}
     first: dict[int, str] = {}
-    for name, tensor in {**state, **rest}.items():
+    for name, tensor in everything.items():
         first.setdefault(id(tensor), name)
-    everything = {**state, **rest}
     tied = {name: first[id(tensor)] for name, tensor in everything.items() if first[id(tensor)] != name}
     return {name: tensor for name, tensor in everything.items() if name not in tied}, tied
 
 
-def _described(model: ExtractedModel, name: str, tensor: torch.Tensor) -> str:
-    kind = "buffer" if name in model.state_dict() else "constant"
+def _described(tensor: torch.Tensor, saved: bool) -> str:
+    kind = "buffer" if saved else "constant"
     if isinstance(tensor, torch.nn.Parameter):
         kind = "parameter" if tensor.requires_grad else "frozen parameter"
     return literal((kind, tensor.dtype, tuple(tensor.shape)), {})
