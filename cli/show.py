@@ -114,6 +114,21 @@ def cost_table(
     return made
 
 
+def family_table(model: sortify.SortedModel, family: sortify.Family) -> Table:
+    """The members of a family: what each costs and scores, how well it was written, and where."""
+    scores = (family.metric,) if family.metric is not None else ()
+    columns = (TITLES["params"], TITLES["flops"], *scores, "difference")
+    made = table("budget", "sub-network", *columns, "format", "path", right=columns)
+    full = model.cost(model.space.full, **family.sizes)
+    for member in family.members:
+        shares = [(getattr(member.cost, name), getattr(full, name)) for name in ("params", "flops")]
+        costs = (f"{amount(own)} ({own / max(1, all):.0%})" for own, all in shares)
+        score = ("-" if member.score is None else f"{member.score:.4g}",) if scores else ()
+        error, form = f"{member.written.error:.1e}", member.written.form
+        made.add_row(member.budget, str(member.subnet), *costs, *score, error, form, member.path)
+    return made
+
+
 def measured_texts(model: sortify.SortedModel, member: sortify.Subnet) -> tuple[str, str]:
     """Latency and memory as the profile predicts them."""
     told = model.measured_cost(member)

@@ -18,6 +18,7 @@ Rooms, in the order in which data flows, each importing only what stands before 
     ordering/    which units and blocks small sub-networks keep
     convert      all of it in one call
     native/      a sub-network as its own library knows it: the original class with smaller settings
+    formats/     a sub-network as files that need no sortify, checked by running them; families of them
     data/, tasks/   batches; what a batch is to a model: inputs, a loss, scores
     training/    samplers, objectives, the update, the trainer, callbacks of other loops
     evaluate     every sub-network of a grid
@@ -48,13 +49,16 @@ from sortify.errors import (
     TrainingError,
 )
 from sortify.evaluate import Evaluation, evaluate
+from sortify.formats.family import Family, Member, extract_family
+from sortify.formats.members import FORMS, Written, write_subnet
+from sortify.formats.table import FORMATS, write
 from sortify.models.composed import ComposedModel, load
 from sortify.models.scores import Chosen
 from sortify.models.sorted_model import SortedModel
 from sortify.native.native import Native, has_native_library, to_native
 from sortify.native.nearest import nearest_native
 from sortify.native.shrinking import Smaller, to_module
-from sortify.network.extract import ExtractedModel, write
+from sortify.network.extract import ExtractedModel
 from sortify.plan import Axis, Frozen, Plan
 from sortify.proof.proof import Check, Report
 from sortify.reporting import describe
@@ -77,6 +81,8 @@ from sortify.training.update import SortedUpdate
 __version__ = "0.1.0"
 
 __all__ = [
+    "FORMATS",
+    "FORMS",
     "OBJECTIVES",
     "SAMPLERS",
     "AxesError",
@@ -96,9 +102,11 @@ __all__ = [
     "DataError",
     "Evaluation",
     "ExtractedModel",
+    "Family",
     "Frozen",
     "InputError",
     "MeasuredCost",
+    "Member",
     "Native",
     "NativeError",
     "OwnTask",
@@ -120,12 +128,14 @@ __all__ = [
     "Trainer",
     "TrainingError",
     "Vocabulary",
+    "Written",
     "describe",
     "difference",
     "draw",
     "draw_model",
     "evaluate",
     "example_inputs_for",
+    "extract_family",
     "has_native_library",
     "load",
     "load_data",
@@ -142,4 +152,5 @@ __all__ = [
     "to_native",
     "write",
     "write_report",
+    "write_subnet",
 ]

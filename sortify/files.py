@@ -10,6 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def is_taken(target: Path) -> bool:
+    """Whether there is a file, or a folder that is not empty."""
+    return target.is_file() or (target.is_dir() and any(target.iterdir()))
+
+
 @contextmanager
 def replacing(target: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `target`; move it there when the block ends well.

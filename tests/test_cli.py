@@ -477,7 +477,7 @@ def test_ctrl_c_is_one_line(walk: Walk, monkeypatch: pytest.MonkeyPatch) -> None
         ["nonsense"],
         ["inspect", "--nonsense"],
         ["extract", "--budget", "0.5", "--width", "0.5"],
-        ["extract", "--budget", "0.5", "--format", "onnx"],
+        ["extract", "--budget", "0.5", "--format", "gguf"],
     ],
     ids=" ".join,
 )

@@ -17,8 +17,8 @@ from cli_calls import SETTINGS, call
 
 import sortify
 from sortify import Frozen
+from sortify.formats.members import named
 from sortify_cli import settings, train
-from sortify_cli.extract import _target
 from sortify_cli.main import app
 from sortify_cli.options import parse_levels, parse_names
 from sortify_cli.show import amount, counted
@@ -164,14 +164,23 @@ def test_commands_use_public_names_only() -> None:
 @pytest.mark.parametrize(
     ("output", "format", "expected"),
     [
-        (None, "auto", ("extracted.pt2", "pt2")),
-        (None, "safetensors", ("extracted.safetensors", "safetensors")),
-        ("small", "auto", ("small.pt2", "pt2")),
-        ("small.safetensors", "auto", ("small.safetensors", "safetensors")),
-        ("small.bin", "safetensors", ("small.bin", "safetensors")),
-        (".", "auto", ("extracted.pt2", "pt2")),
+        (None, "pt2", "extracted.pt2"),
+        (None, "python", "extracted"),
+        ("small", "pt2", "small.pt2"),
+        ("there", "onnx", "there/extracted.onnx"),
+        ("small.safetensors", "safetensors", "small.safetensors"),
+        ("small.bin", "safetensors", "small.bin"),
+        ("half-0.5", "onnx", "half-0.5.onnx"),
+        (".", "pt2", "extracted.pt2"),
+        ("small", "python", "small"),
+        (".", "python", "."),
+        ("small", "timm", "small"),
     ],
 )
-def test_the_name_of_what_is_extracted(output: str | None, format: str, expected: tuple[str, str]) -> None:
-    path, form = _target(None if output is None else Path(output), format)
-    assert (str(path), form) == expected
+def test_the_name_of_what_is_extracted(
+    output: str | None, format: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("there", "extracted"):
+        (tmp_path / folder).mkdir()
+    assert str(named(None if output is None else Path(output), format)) == expected

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from zoo import MODELS, ROW, call, repeated
 
-from sortify import SortedModel, Subnet, sortify
+from sortify import SortedModel, Subnet, sortify, write
 from sortify.errors import AxesError, BudgetError, SortifyError
 from sortify.network import extract as extraction
 from sortify.space.space import Trained
@@ -218,7 +218,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pt2")
     for name in EXPORTED:
         model, small = small_of(name)
-        extraction.write(small, model.example_tensors, folder / f"{name}.pt2", "pt2")
+        write(small, model.example_tensors, folder / f"{name}.pt2", "pt2")
         (example,) = CASES[name].inputs()
         inputs = {str(n): example[:1].repeat(n, *[1] * (example.dim() - 1)) for n in (1, 2, 5)}
         inputs["3"] = example
@@ -242,7 +242,7 @@ def test_program_runs_without_sortify_for_any_batch(name: str, exported: Path) -
 @pytest.mark.parametrize("name", ["mlp", "tied_embeddings"])
 def test_safetensors_hold_the_state(name: str, tmp_path: Path) -> None:
     model, small = small_of(name)
-    extraction.write(small, model.example_tensors, tmp_path / "small.safetensors", "safetensors")
+    write(small, model.example_tensors, tmp_path / "small.safetensors", "safetensors")
     state = small.state_dict()
     assert_same_tensors(dict(sorted(load_file(tmp_path / "small.safetensors").items())), dict(sorted(state.items())))
     assert [file.name for file in tmp_path.iterdir()] == ["small.safetensors"]
@@ -252,7 +252,7 @@ def test_writing_leaves_the_model_as_it_was(tmp_path: Path) -> None:
     model, small = small_of("batch_norm_mlp")
     small.train()
     before = copy.deepcopy(small.state_dict())
-    extraction.write(small, model.example_tensors, tmp_path / "small.pt2", "pt2")
+    write(small, model.example_tensors, tmp_path / "small.pt2", "pt2")
     assert small.training
     assert_same_tensors(small.state_dict(), before)
 
@@ -260,7 +260,7 @@ def test_writing_leaves_the_model_as_it_was(tmp_path: Path) -> None:
 def test_unknown_format_is_refused(tmp_path: Path) -> None:
     model, small = small_of("mlp")
     with pytest.raises(SortifyError, match=r"'gguf': expected one of pt2, safetensors"):
-        extraction.write(small, model.example_tensors, tmp_path / "small.gguf", "gguf")
+        write(small, model.example_tensors, tmp_path / "small.gguf", "gguf")
 
 
 @pytest.mark.parametrize("form", ["pt2", "safetensors"])
@@ -275,10 +275,10 @@ def test_a_full_disk_leaves_the_earlier_file(
     def full(*args: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device") if kind is OSError else RuntimeError("write failed")
 
-    monkeypatch.setattr(extraction, "save_file", full)
+    monkeypatch.setattr("sortify.formats.programs.save_file", full)
     monkeypatch.setattr(torch.export, "save", full)
     with pytest.raises(SortifyError, match="cannot be written") as refusal:
-        extraction.write(small, model.example_tensors, target, form)
+        write(small, model.example_tensors, target, form)
     assert "\n" not in str(refusal.value)
     assert target.read_bytes() == b"earlier"
     assert [file.name for file in tmp_path.iterdir()] == [target.name]

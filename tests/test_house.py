@@ -48,6 +48,7 @@ ROOMS = [
     ["models", "ordering"],
     ["convert"],
     ["native"],
+    ["formats"],
     ["data", "tasks"],
     ["training"],
     ["evaluate"],

@@ -218,7 +218,7 @@ class SortedModel(calibration.Calibrated):
         Raises:
             BudgetError: nothing fits (the message names the smallest reachable), or the budget cannot be read.
         """
-        scores = self._scores if self._scores is not None and self._scores.weights == self._fingerprint() else None
+        scores = self.scores
         subnet = self.space.at(budget, metric, scores=scores.rows if scores else None, **sizes)
         if scores is not None and subnet in scores.rows:
             score = scores.rows[subnet]
@@ -226,6 +226,12 @@ class SortedModel(calibration.Calibrated):
             return Chosen(subnet, f"the best within the budget of {count} measured ({scores.metric} {score:.4g})")
         what = "trained" if self.space.trained is not None else "default"
         return Chosen(subnet, f"the largest within the budget of the {what} ones")
+
+    @property
+    def scores(self) -> Scores | None:
+        """What an evaluation found, if the weights are still those that it measured."""
+        known = self._scores is not None and self._scores.weights == self._fingerprint()
+        return self._scores if known else None
 
     def _fingerprint(self) -> str:
         """The digest of the weights; worked out anew when one of them has changed."""

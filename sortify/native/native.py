@@ -15,7 +15,7 @@ from torch import nn
 from sortify.axes.reasons import UNUSED
 from sortify.capture.exporting import first_line
 from sortify.errors import NativeError, SortifyError
-from sortify.files import replacing
+from sortify.files import is_taken, replacing
 from sortify.models.sorted_model import SortedModel
 from sortify.native import hugging_face, timm_models, torchvision_models
 from sortify.native.comparing import TOLERANCE, furthest
@@ -122,7 +122,7 @@ class Native:
             SortifyError: the disk refuses.
         """
         target = Path(target)
-        if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        if is_taken(target):
             raise NativeError(f"{target}: there is something already; name a folder that is new or empty")
         try:
             with replacing(target) as draft:

@@ -6,21 +6,15 @@ tensor is cut once. Nothing of the slice nodes is used here, so that slice = ext
 
 from __future__ import annotations
 
-import io
 import operator
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import fx, nn
 
 from sortify.capture.lifting import Program
-from sortify.capture.prepare import mode_of
-from sortify.errors import SortifyError
-from sortify.files import replacing
 from sortify.graph.dims import Dim, active, full, positions
 from sortify.graph.ops import without_dead_code
 from sortify.network.blueprint import Blueprint
@@ -29,11 +23,15 @@ from sortify.plan import Plan
 from sortify.rewriting.rewrite import set_size
 from sortify.space.space import Subnet
 
-FORMATS = ("pt2", "safetensors")
-
 
 class ExtractedModel(GraphModule):
-    """A sub-network on its own: smaller tensors under the original names, fixed graphs, the original call."""
+    """A sub-network on its own: smaller tensors under the original names, fixed graphs, the original call.
+
+    Attributes:
+        runners: the graph of each mode; none where the original's code runs.
+    """
+
+    runners: Mapping[str, Runner] = MappingProxyType({})
 
     def __init__(
         self, blueprint: Blueprint, programs: Mapping[str, Program], tensors: Mapping[str, torch.Tensor]
@@ -41,12 +39,12 @@ class ExtractedModel(GraphModule):
         kept = {name: blueprint.infos[name] for name in tensors}
         aliases = {name: first for name, first in blueprint.aliases.items() if first in tensors}
         super().__init__(tensors, kept, aliases, blueprint.signature)
-        self._runners = {
+        self.runners = {
             mode: Runner(fx.GraphModule(nn.Module(), p.graph), p.tensors, p.outputs) for mode, p in programs.items()
         }
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        runner = self._runners["train" if self.training else "eval"]
+        runner = self.runners["train" if self.training else "eval"]
         return runner((), self.tensors, self._bind(args, kwargs))
 
 
@@ -153,58 +151,3 @@ def _without_unused(graph: fx.Graph, program: Program) -> Program:
             graph.erase_node(hole)
     graph.lint()
     return Program(graph, tuple(used), program.outputs)
-
-
-def write(model: ExtractedModel, examples: Sequence[torch.Tensor], target: str | Path, form: str) -> None:
-    """Write an extracted model to a file that needs no sortify.
-
-    Args:
-        model: the extracted model.
-        examples: its tensor inputs, for tracing.
-        target: the file; it appears when it is complete.
-        form: 'pt2' (a program: `torch.export.load(file).module()`) or 'safetensors' (the state dict).
-
-    Raises:
-        SortifyError: unknown form, or the disk refuses.
-    """
-    if form not in FORMATS:
-        raise SortifyError(f"format {form!r}: expected one of {', '.join(FORMATS)}")
-    program = export(model, examples) if form == "pt2" else None
-    try:
-        with replacing(target) as draft:
-            if program is None:
-                save_file({k: v.contiguous() for k, v in _untied(model.state_dict()).items()}, draft)
-            else:
-                archive = io.BytesIO()  # torch's own writer ends the process when the disk is full
-                torch.export.save(program, archive)
-                draft.write_bytes(archive.getbuffer())
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise SortifyError(f"{target}: cannot be written ({error}); earlier files are untouched") from error
-
-
-def _untied(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors under several names get one copy each: safetensors files share no memory."""
-    seen: set[int] = set()
-    result = {}
-    for name, tensor in state.items():
-        result[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
-        seen.add(tensor.data_ptr())
-    return result
-
-
-def export(model: ExtractedModel, examples: Sequence[torch.Tensor]) -> torch.export.ExportedProgram:
-    """The eval graph as an exported program; dynamic dimensions stay dynamic, outputs keep their structure."""
-    args, kwargs = model.signature.call(list(examples))
-    specs = iter(model.signature.specs)
-
-    def dynamic(leaf: Any) -> Any:
-        if not isinstance(leaf, torch.Tensor):
-            return None
-        return {i: torch.export.Dim.AUTO for i, size in enumerate(next(specs).shape) if size is None}
-
-    shapes = torch.utils._pytree.tree_map(dynamic, (args, kwargs))
-    spec = {name: shape for name, shape in (("args", tuple(shapes[0])), ("kwargs", shapes[1])) if shape}
-    with mode_of(model, training=False):
-        program = torch.export.export(model, tuple(args), kwargs, dynamic_shapes=spec, strict=False)
-    program._guards_code = []  # they call inputs by a forward's parameters; with *args, **kwargs they raise NameError
-    return program
