@@ -6,26 +6,34 @@ import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from types import MappingProxyType
+from dataclasses import dataclass, replace
 from typing import Any
 
 ACTIVE, STANDING_IN, TOGETHER, NOTED = "active", "standing in", "together", "noted"
 """What blocks set on a model."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """An open `with` block: what it has set, and which one it is."""
+
+    value: Any
+    number: int
+
+
 Name = tuple[int, str]
 """Which model, and what is set."""
-Stack = tuple[tuple[int, Any], ...]
-"""The values of the open blocks, the innermost last, each with the number of its block."""
-
-_SET = ContextVar[Mapping[Name, Stack]]("sortify", default=MappingProxyType({}))
+_OPEN = ContextVar[Mapping[Name, tuple[_Block, ...]]]("sortify")
+"""The open blocks, the innermost last. Never changed in place: another context may hold the same mapping."""
 _NUMBERS = itertools.count()
 
 
 class Scope:
     """The values that open blocks have set on one model.
 
-    They are kept in a context variable, never changed in place: asyncio tasks begin with what is set where they are
-    made, plain threads with nothing, and neither sees what another one sets. A block takes out its own value when it
-    ends, in whatever order blocks end. Copies, and pickles, begin with nothing.
+    They are kept in a context variable: asyncio tasks begin with what is set where they are made, plain threads with
+    nothing, and neither sees what another one sets. A block takes out its own value when it ends, in whatever order
+    blocks end. Copies of a scope begin with nothing.
     """
 
     def __init__(self) -> None:
@@ -36,30 +44,31 @@ class Scope:
 
     def get(self, name: str, otherwise: Any = None) -> Any:
         """What the innermost block has set."""
-        stack = _SET.get().get((self._number, name))
-        return stack[-1][1] if stack else otherwise
+        blocks = self._blocks(name)
+        return blocks[-1].value if blocks else otherwise
 
     def replace(self, name: str, value: Any) -> bool:
         """Set another value until the innermost block ends; False where no block is open."""
-        stack = self._stack(name)
-        if stack:
-            self._put(name, (*stack[:-1], (stack[-1][0], value)))
-        return bool(stack)
+        blocks = self._blocks(name)
+        if blocks:
+            self._put(name, (*blocks[:-1], replace(blocks[-1], value=value)))
+        return bool(blocks)
 
     @contextmanager
     def set(self, name: str, value: Any) -> Iterator[None]:
         """Set a value for the length of a `with` block."""
-        block = next(_NUMBERS)
-        self._put(name, (*self._stack(name), (block, value)))
+        number = next(_NUMBERS)
+        self._put(name, (*self._blocks(name), _Block(value, number)))
         try:
             yield
         finally:
-            self._put(name, tuple(each for each in self._stack(name) if each[0] != block))
+            self._put(name, tuple(block for block in self._blocks(name) if block.number != number))
 
-    def _stack(self, name: str) -> Stack:
-        return _SET.get().get((self._number, name), ())
+    def _blocks(self, name: str) -> tuple[_Block, ...]:
+        known = _OPEN.get(None)
+        return () if known is None else known.get((self._number, name), ())
 
-    def _put(self, name: str, stack: Stack) -> None:
-        key = (self._number, name)
-        rest = {known: values for known, values in _SET.get().items() if known != key}
-        _SET.set(MappingProxyType({**rest, key: stack} if stack else rest))
+    def _put(self, name: str, blocks: tuple[_Block, ...]) -> None:
+        rest = {**(_OPEN.get(None) or {})}
+        rest.pop((self._number, name), None)
+        _OPEN.set({**rest, (self._number, name): blocks} if blocks else rest)

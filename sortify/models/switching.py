@@ -99,7 +99,7 @@ class Switched(Calibrated):
         """Take the sub-network out of the named arguments of a call, if one is named."""
         if ARGUMENT in self.signature.names or any(each.name == ARGUMENT for each in self.signature.arguments):
             return None  # it is the original's
-        subnet = kwargs.pop(ARGUMENT, None)
+        subnet = kwargs.pop(ARGUMENT) if ARGUMENT in kwargs else None
         return None if subnet is None else self._chosen(subnet, {})
 
     def choose(self, budget: Budget, metric: str = "flops", **sizes: int) -> Chosen:
