@@ -143,8 +143,8 @@ class Shared:
     def __init__(self) -> None:
         self.value: Any = None
 
-    def get(self, otherwise: Any) -> Any:
-        return otherwise if self.value is None else self.value
+    def get(self) -> Any:
+        return self.value
 
     def set(self, value: Any) -> None:
         self.value = value
@@ -258,7 +258,7 @@ def test_blocks_nest_of_several_models_and_end_with_errors() -> None:
             pass
         assert one.active == half
     assert (one.active, two.active) == (full, two.space.full)
-    assert not scope._OPEN.get(None)
+    assert not scope._OPEN.get()
 
 
 def test_generators_end_their_blocks_in_any_order_and_in_any_thread() -> None:

@@ -23,7 +23,7 @@ class _Block:
 
 Name = tuple[int, str]
 """Which model, and what is set."""
-_OPEN = ContextVar[Mapping[Name, tuple[_Block, ...]]]("sortify")
+_OPEN = ContextVar[Mapping[Name, tuple[_Block, ...]] | None]("sortify", default=None)
 """The open blocks, the innermost last. Never changed in place: another context may hold the same mapping."""
 _NUMBERS = itertools.count()
 
@@ -65,10 +65,12 @@ class Scope:
             self._put(name, tuple(block for block in self._blocks(name) if block.number != number))
 
     def _blocks(self, name: str) -> tuple[_Block, ...]:
-        known = _OPEN.get(None)
+        known = _OPEN.get()
         return () if known is None else known.get((self._number, name), ())
 
     def _put(self, name: str, blocks: tuple[_Block, ...]) -> None:
-        rest = {**(_OPEN.get(None) or {})}
-        rest.pop((self._number, name), None)
-        _OPEN.set({**rest, (self._number, name): blocks} if blocks else rest)
+        known = dict(_OPEN.get() or {})
+        known.pop((self._number, name), None)
+        if blocks:
+            known[self._number, name] = blocks
+        _OPEN.set(known)
