@@ -133,7 +133,7 @@ def check_nothing_copied(model: SortedModel) -> None:
 PAGE = """# What switching costs
 
 All sub-networks share one set of weights, so making another one the active one copies nothing: the rewritten graph
-takes its sizes at each call, and a smaller part of a weight is a view.
+takes its sizes at each call, and cuts weights there: a prefix is a view, units that lie apart are gathered.
 
 | Way to switch | For whom | Until |
 |---|---|---|
@@ -143,7 +143,8 @@ takes its sizes at each call, and a smaller part of a weight is a view.
 
 A budget is looked up once and remembered, until the model is trained, evaluated or profiled again. Where scores of an
 evaluation choose, each look-up first asks every weight whether it has changed since (a counter of torch's, no number is
-read); only when one has are the weights read again, once. [Serving](serving.md) says what threads and servers see.
+read); only when one has are the weights read again, once. Among a million sub-networks a new budget takes longer
+(`make bench-cost`). [Serving](serving.md) says what threads and servers see.
 
 Made by `make bench-switch` (torch {torch}, {threads} thread{s}, medians of {repeats}, in milliseconds). A *new budget*
 was never asked for before, the first one of all aside, which lists the sub-networks; a *known* one was. *In and out* is

@@ -1,7 +1,7 @@
 """A small HTTP server that answers with smaller sub-networks under load, and with larger ones when it is over.
 
     python -m examples.server [--port 8000] [--steps 150] [--folder sorted]
-    curl localhost:8000/predict -d '{"pictures": [[0, 1, ... 64 numbers]]}'
+    curl localhost:8000/predict -d '{"pictures": [[0.1, -1.3, ... 64 numbers, as load_data("digits") gives them]]}'
     curl localhost:8000/predict -d '{"pictures": [...], "budget": 0.5}'
     curl localhost:8000/status
 

@@ -382,6 +382,17 @@ def test_calls_while_others_measure_and_forget_have_the_one_or_the_other(kind: s
     assert model.is_calibrated(half)
 
 
+def test_the_warning_that_nobody_measured_is_for_the_line_that_asks() -> None:
+    model, _ = made("bn")
+    model.forget_statistics()
+    model.record_trained(model.space.settings)
+    with pytest.warns(UserWarning, match="nobody measured them") as told:
+        model.activate(budget=0.5)
+    with pytest.warns(UserWarning, match="nobody measured them") as told_too, model.using(budget=0.5):
+        pass
+    assert [each.filename for each in (*told, *told_too)] == [__file__] * 2
+
+
 def test_threads_that_measure_at_once_keep_the_statistics_of_each_other() -> None:
     model, inputs = made("bn")
     expected = {subnet: dict(own) for subnet, own in model.statistics.items()}

@@ -92,7 +92,7 @@ class Switched(Calibrated):
             if subnet is not None or fractions:
                 raise BudgetError(f"{what}: give a budget, a sub-network or fractions, one of them")
             subnet = self.choose(budget, metric).subnet
-            self._warn_uncalibrated(subnet, 5)
+            self._warn_uncalibrated(subnet, 4 if what == "activate" else 5)  # `using` is entered by contextlib
         return self._chosen(subnet, fractions)
 
     def _called(self, kwargs: dict[str, Any]) -> Subnet | None:
