@@ -15,13 +15,13 @@ import argparse
 import http.client
 import json
 import statistics
-import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from threading import local
 
 import numpy as np
 import torch
@@ -76,7 +76,7 @@ class Client:
     """Asks a server about digits; a connection for each thread."""
 
     def __init__(self, server: Server) -> None:
-        self._port, self._own, self._open = server.server_port, threading.local(), list[http.client.HTTPConnection]()
+        self._port, self._own, self._open = server.server_port, local(), list[http.client.HTTPConnection]()
         pictures, labels = (torch.cat(part) for part in zip(*load_data("digits").test, strict=True))
         self._pictures, self._labels = pictures.flatten(1), labels
 

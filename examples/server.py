@@ -225,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     model = profiled(load(options.folder)) if options.folder else trained(options.steps)
     with running(Service(model, Controller(), options.workers), options.port) as server:
-        print(f"http://localhost:{server.server_port}/predict; stop with Ctrl+C", flush=True)
+        print(f"localhost:{server.server_port}/predict; stop with Ctrl+C", flush=True)
         threading.Event().wait()
 
 
