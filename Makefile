@@ -13,7 +13,7 @@ UV := .tools/bin/uv
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help venv demo test test-long check lint types docs format lock report-models zoo zoo-full zoo-sample bench bench-cost check-costs study many native clean
+.PHONY: help venv demo test test-long check lint types docs format lock report-models zoo zoo-full zoo-sample bench bench-cost bench-switch bench-server check-costs study many native clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | awk -F '\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -58,6 +58,12 @@ bench: $(READY) ## a training step inside the family against the extracted model
 bench-cost: $(READY) ## how many sub-networks of a ResNet-50 are costed per second, and a budget among a million, on one core
 	OMP_NUM_THREADS=1 $(BIN)/python examples/bench_cost.py
 	OMP_NUM_THREADS=1 $(BIN)/python examples/bench_lookup.py
+
+bench-switch: $(READY) ## how long it takes to switch to another sub-network, beside extracting it; a minute
+	OMP_NUM_THREADS=1 $(BIN)/python -m examples.bench_switch --page docs/switching.md
+
+bench-server: $(READY) ## a small HTTP server under load, at full size and with budgets that follow the load; minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m examples.bench_server --page docs/serving.md
 
 native: $(READY) ## which sub-networks are models of their own class again; minutes, resumable
 	OMP_NUM_THREADS=1 $(BIN)/python -m examples.native_models --page docs/native.md

@@ -16,7 +16,7 @@ from sortify.formats.members import AUTO, NATIVE, Written, check_form, write_sub
 from sortify.models.scores import Chosen
 from sortify.models.sorted_model import SortedModel
 from sortify.native.nearest import nearest_native
-from sortify.space.budget import Budget
+from sortify.space.budget import Budget, Limit
 from sortify.space.space import Subnet
 
 INDEX = "index.json"
@@ -169,9 +169,9 @@ def _member(model: SortedModel, budget: str, chosen: Chosen, written: Written, s
     )
 
 
-def _text(budget: Budget) -> str:
+def _text(budget: Budget | Limit) -> str:
     """A budget as people write it."""
-    if isinstance(budget, (str, float, int)):
+    if isinstance(budget, (str, float, int, Limit)):
         return str(budget).strip()
     return ", ".join(map(_text, budget))
 

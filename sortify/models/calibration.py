@@ -7,6 +7,7 @@ take the full network's, which no sub-network changes.
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
@@ -18,12 +19,16 @@ import torch
 
 from sortify.errors import DataError, InputError
 from sortify.models import checkpoint
+from sortify.models.scope import ACTIVE, Scope
 from sortify.network import norms
 from sortify.network.blueprint import Blueprint
 from sortify.network.extract import cut_tensors
 from sortify.network.network import GraphModule, Runner, running_statistics
 from sortify.rewriting.rewrite import rewrite
 from sortify.space.space import Space, Subnet
+
+_KEEPING = threading.Lock()
+"""Held for as long as it takes to keep the statistics of one more sub-network beside those of the others."""
 
 
 class Overlay(Mapping[str, torch.Tensor]):
@@ -48,18 +53,23 @@ class Calibrated(GraphModule):
     States of the statistics of a sub-network: none of its own (it runs with its share of the full network's); measured.
     Norms may be frozen: then all run with their share of the full network's, in training too.
 
+    Threads may run the model while another one measures or forgets: what is known is replaced as a whole, and a call
+    looks at it once.
+
     Attributes:
         blueprint: everything about the model but the tensors.
     """
 
     blueprint: Blueprint
     _active: Subnet
-    _statistics: dict[Subnet, dict[str, torch.Tensor]]
+    _scope: Scope
+    _statistics: Mapping[Subnet, Mapping[str, torch.Tensor]]
 
     @property
     def active(self) -> Subnet:
-        """The sub-network that runs."""
-        return self._active
+        """The sub-network that runs, in this thread or task."""
+        found: Subnet = self._scope.get(ACTIVE, (self._active, None))[0]
+        return found
 
     @property
     def space(self) -> Space:
@@ -71,6 +81,11 @@ class Calibrated(GraphModule):
         """Recalibrated batch-norm statistics by sub-network."""
         return MappingProxyType(self._statistics)
 
+    def _statistics_of(self, subnet: Subnet) -> Mapping[str, torch.Tensor]:
+        """Those of one sub-network; of a part, those that it has in the whole that is running."""
+        running, given = self._scope.get(ACTIVE, (None, None))
+        return given if given is not None and running == subnet else self._statistics.get(subnet, {})
+
     @property
     def has_batch_statistics(self) -> bool:
         """Whether the model keeps running statistics, each of which belongs to one sub-network."""
@@ -81,8 +96,8 @@ class Calibrated(GraphModule):
 
         So do all where norms are frozen or keep no statistics, and the full network until it is trained with others.
         """
-        subnet = self._active if subnet is None else subnet
-        own = subnet in self._statistics or (subnet == self.space.full and self.space.trained is None)
+        subnet = self.active if subnet is None else subnet
+        own = bool(self._statistics_of(subnet)) or (subnet == self.space.full and self.space.trained is None)
         return own or not self.has_batch_statistics
 
     def recalibrate(self, loader: Iterable[Any], batches: int = 20) -> None:
@@ -96,7 +111,12 @@ class Calibrated(GraphModule):
             batches: how many to use; their statistics are averaged (US-Nets, arXiv 1903.05134, section 3.3).
         """
         if self.has_batch_statistics:
-            self._statistics[self._active] = measure(self, loader, batches)
+            subnet = self.active
+            self._keep_statistics(subnet, measure(self, subnet, loader, batches))
+
+    def _keep_statistics(self, subnet: Subnet, own: Mapping[str, torch.Tensor]) -> None:
+        with _KEEPING:
+            self._statistics = {**self._statistics, subnet: own}
 
     def take_statistics(self, found: Mapping[Subnet, Mapping[str, torch.Tensor]]) -> None:
         """Take statistics that were measured before, in place of those that are known."""
@@ -112,7 +132,7 @@ class Calibrated(GraphModule):
 
     def forget_statistics(self) -> None:
         """Drop all recalibrated statistics: the weights that they were measured with are gone."""
-        self._statistics.clear()
+        self._statistics = {}
 
     @property
     def norms_frozen(self) -> bool:
@@ -143,17 +163,21 @@ class Calibrated(GraphModule):
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         """Moves to a device or dtype take recalibrated statistics along."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for own in self._statistics.values():
-            own.update({name: fn(tensor) for name, tensor in own.items()})
+        known = self._statistics.items()
+        self._statistics = {subnet: {name: fn(tensor) for name, tensor in own.items()} for subnet, own in known}
         return self
 
-    def _warn_uncalibrated(self, subnet: Subnet) -> None:
-        """Say that a sub-network of trained weights runs with statistics that are not its own."""
+    def _warn_uncalibrated(self, subnet: Subnet, level: int = 3) -> None:
+        """Say that a sub-network of trained weights runs with statistics that are not its own.
+
+        Args:
+            subnet: which; level: how many calls away the one is that the warning is for.
+        """
         if self.space.trained is not None and not self.is_calibrated(subnet):
             warnings.warn(
                 f"the batch-norm statistics are not those of {subnet}, nobody measured them: "
                 f"activate it and call model.recalibrate(loader), or its accuracy may be that of chance",
-                stacklevel=3,
+                stacklevel=level,
             )
 
 
@@ -170,21 +194,21 @@ def _measuring_runner(blueprint: Blueprint) -> Runner:
     return Runner(graph, changed.tensors, changed.outputs)
 
 
-def measure(model: Calibrated, loader: Iterable[Any], batches: int) -> dict[str, torch.Tensor]:
-    """The statistics of the active sub-network, of its own sizes: means over `batches` batches.
+def measure(model: Calibrated, subnet: Subnet, loader: Iterable[Any], batches: int) -> dict[str, torch.Tensor]:
+    """The statistics of a sub-network, of its own sizes: means over `batches` batches.
 
     Raises:
         DataError: the loader yields nothing.
     """
     runner = _measuring_runner(model.blueprint)
     names = statistics_of(model.blueprint)
-    own = cut_tensors(model.blueprint.plan, {name: model.tensors[name] for name in names}, model.active)
+    own = cut_tensors(model.blueprint.plan, {name: model.tensors[name] for name in names}, subnet)
     sums = {name: torch.zeros_like(tensor) for name, tensor in own.items()}
     count = 0
     for batch in loader:
         fresh = {name: tensor.clone() for name, tensor in own.items()}
         with torch.no_grad():
-            runner((model.active.values,), Overlay(model.tensors, fresh), bind_batch(model, batch))
+            runner((subnet.values,), Overlay(model.tensors, fresh), bind_batch(model, batch))
         for name in names:
             sums[name] += fresh[name]
         count += 1

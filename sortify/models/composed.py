@@ -7,8 +7,9 @@ the original's own code runs between them. It is used like any sorted model.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,8 +23,9 @@ from sortify.difference import difference
 from sortify.errors import CaptureError, CheckpointError, InputError, SortifyError
 from sortify.graph.signature import Signature
 from sortify.models import calibration, composed_checkpoint
-from sortify.models.merging import Part, merge_costs, merge_plans, split
+from sortify.models.merging import Part, inside, merge_costs, merge_plans, split
 from sortify.models.places import carry, outside, stand_for
+from sortify.models.scope import Scope
 from sortify.models.scores import read_scores
 from sortify.models.sorted_model import SortedModel
 from sortify.models.sorted_model import load as load_whole
@@ -74,8 +76,7 @@ class ComposedModel(SortedModel):
         self._parts, self._rest, self._source = tuple(parts), rest, source
         self._plan = merge_plans(parts, left, signature.implied)
         self._space = Space(self._plan, merge_costs(parts, self._plan, rest))
-        self._active = self._space.full
-        self._statistics: dict[Subnet, dict[str, torch.Tensor]] = {}
+        self._scope, self._active, self._statistics = Scope(), self._space.full, {}
         stand_for(self, whole)
 
     @property
@@ -103,12 +104,14 @@ class ComposedModel(SortedModel):
     # -- running
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The original's output, computed with the active sub-network of every part."""
+        """The original's output, computed with the active sub-network of every part; see `SortedModel.forward`."""
+        subnet = self._called(kwargs) or self.active
         if self.training:
-            self._statistics.clear()
+            self._statistics = {}
             if self.norms_frozen:
                 self._set_norms_between(False)
-        return self._runnable()(*args, **self.signature.completed(args, kwargs))
+        with self._running(subnet, self._statistics_of(subnet)):
+            return self._runnable()(*args, **self.signature.completed(args, kwargs))
 
     def _runnable(self) -> nn.Module:
         if self._whole is None:
@@ -118,21 +121,31 @@ class ComposedModel(SortedModel):
         self._whole.training = self.training
         return self._whole
 
-    def activate(self, subnet: Subnet | None = None, **wanted: Any) -> Subnet:
-        chosen = super().activate(subnet, **wanted)
-        for part in self._parts:
-            part.model.activate(split(chosen, part))
-        self._hand_out_statistics()
-        return chosen
-
     @contextmanager
-    def using(self, subnet: Subnet | None = None, **wanted: Any) -> Iterator[ComposedModel]:
-        before = self._active
-        self.activate(subnet, **wanted)
-        try:
-            yield self
-        finally:
-            self.activate(before)
+    def _running(self, subnet: Subnet, statistics: Mapping[str, torch.Tensor] | None = None) -> Iterator[None]:
+        """As for any sorted model, with every part at what the sub-network means for it."""
+        known = self._statistics.get(subnet, {}) if statistics is None else statistics
+        with ExitStack() as blocks:
+            blocks.enter_context(super()._running(subnet, statistics))
+            for part in self._parts:
+                blocks.enter_context(part.model._running(split(subnet, part), inside(known, part)))
+            yield
+
+    def _switch(self, subnet: Subnet, statistics: Mapping[str, torch.Tensor] | None = None) -> None:
+        super()._switch(subnet, statistics)
+        self._hand_out(subnet)
+
+    def _hand_out(self, subnet: Subnet) -> None:
+        """Switch every part to what a sub-network means for it.
+
+        Its statistics depend on what comes before it: sub-networks that cut it alike may need different ones.
+        """
+        known = self._statistics_of(subnet)
+        for part in self._parts:
+            part.model._switch(split(subnet, part), inside(known, part))
+
+    def _weights(self) -> Iterable[nn.Parameter]:
+        return self.parameters()
 
     def noting_features(self) -> NoReturn:
         raise SortifyError(
@@ -204,40 +217,28 @@ class ComposedModel(SortedModel):
             return
         chosen = [batch for _, batch in zip(range(batches), loader, strict=False)]
         modes = {child: child.training for child in self.modules()}
+        subnet, found = self.active, dict[str, torch.Tensor]()
         self.eval()
-        self._statistics.pop(self._active, None)
-        self._hand_out_statistics()
-        for part in self._as_called(chosen[0]) if chosen else self._parts:
+        with self._running(subnet, found):
+            order = self._as_called(chosen[0]) if chosen else self._parts
+        for part in order:
             if part.model.has_batch_statistics:
-                seen = [call for batch in chosen for call in self._inputs_of(part, batch)]
-                part.model.recalibrate(seen, max(1, len(seen)))
-        self._statistics[self._active] = self._measured(self._active)
+                with self._running(subnet, found):
+                    seen = [call for batch in chosen for call in self._inputs_of(part, batch)]
+                own = calibration.measure(part.model, split(subnet, part), seen, max(1, len(seen)))
+                found = {**found, **{f"{part.path}.{name}": tensor for name, tensor in own.items()}}
+        self._keep_statistics(subnet, found)
+        self._hand_out(subnet)
         for child, training in modes.items():
             child.training = training
-
-    def _hand_out_statistics(self) -> None:
-        """Give every part the statistics that it has in the active sub-network.
-
-        Those of a part depend on what comes before it: sub-networks that cut it alike may need different ones.
-        """
-        whole = self._statistics.get(self._active, {})
-        for part in self._parts:
-            start = len(part.path) + 1
-            own = {name[start:]: tensor for name, tensor in whole.items() if name.startswith(f"{part.path}.")}
-            part.model.take_statistics({part.model.active: own} if own else {})
 
     def _as_called(self, batch: Any) -> list[Part]:
         """The parts in the order in which they are first called: what one is given depends on those before it."""
         order = list[str]()
-        handles = [
-            part.model.register_forward_pre_hook(lambda *_, path=part.path: order.append(path)) for part in self._parts
-        ]
-        try:
-            with torch.no_grad():
-                _call(self, batch)
-        finally:
-            for handle in handles:
-                handle.remove()
+        with ExitStack() as hooks:
+            for part in self._parts:
+                hooks.enter_context(_watched(part, lambda *_, path=part.path: order.append(path)))
+            _call(self, batch)
         places = {path: place for place, path in reversed(list(enumerate(order)))}
         return sorted(self._parts, key=lambda part: places.get(part.path, len(order)))
 
@@ -245,15 +246,11 @@ class ComposedModel(SortedModel):
         """What the part is called with when the whole runs on a batch."""
         seen: list[Any] = []
 
-        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def note(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             seen.append(args if not kwargs else part.model.signature._named(args, kwargs))
 
-        handle = part.model.register_forward_pre_hook(note, with_kwargs=True)
-        try:
-            with torch.no_grad():
-                _call(self, batch)
-        finally:
-            handle.remove()
+        with _watched(part, note):
+            _call(self, batch)
         return seen
 
     def forget_statistics(self) -> None:
@@ -267,10 +264,6 @@ class ComposedModel(SortedModel):
     def captured_inputs(self, batch: Any) -> list[tuple[str, list[torch.Tensor]]]:
         calls = [(part, call) for part in self._parts for call in self._inputs_of(part, batch)]
         return [(f"{part.path}.", calibration.bind_batch(part.model, call)) for part, call in calls]
-
-    def _measured(self, subnet: Subnet) -> dict[str, torch.Tensor]:
-        found = {part.path: part.model.statistics.get(split(subnet, part), {}) for part in self._parts}
-        return {f"{path}.{name}": tensor for path, own in found.items() for name, tensor in own.items()}
 
     # -- what comes out
 
@@ -413,6 +406,23 @@ def merged_left_out(parts: Mapping[str, SortedModel]) -> LeftOut:
     )
 
 
+@contextmanager
+def _watched(part: Part, note: Callable[[tuple[Any, ...], dict[str, Any]], object]) -> Iterator[None]:
+    """Note with what this thread calls a part, for the length of a `with` block; other threads may call it too."""
+    thread = threading.get_ident()
+
+    def watch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if threading.get_ident() == thread:
+            note(args, kwargs)
+
+    handle = part.model.register_forward_pre_hook(watch, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
 def _call(model: ComposedModel, batch: Any) -> Any:
     """Run on a batch that may come with a target."""
     try:

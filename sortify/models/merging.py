@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
+from torch import Tensor
+
 from sortify.costs.cost import CostModel, Term
 from sortify.depth import Block, Chain
 from sortify.graph.dims import Concat, Dim, Named, Product
@@ -114,3 +116,9 @@ def split(subnet: Subnet, part: Part) -> Subnet:
         tuple((axis.name, sizes[f"{part.path}.{axis.name}"]) for axis in part.model.plan.axes),
         tuple((chain.name, depths[f"{part.path}.{chain.name}"]) for chain in part.model.plan.chains),
     )
+
+
+def inside(tensors: Mapping[str, Tensor], part: Part) -> dict[str, Tensor]:
+    """Those of a part, by its own names."""
+    start = f"{part.path}."
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}

@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from sortify.costs.cost import Cost, Costs
 from sortify.depth import Chain
-from sortify.errors import BudgetError, SortifyError
+from sortify.errors import SortifyError
 from sortify.models import calibration, checkpoint, profiling
-from sortify.models.scores import Chosen, Scores, fingerprint, read_scores
+from sortify.models.scope import NOTED, STANDING_IN, TOGETHER, Scope
+from sortify.models.scores import read_scores
+from sortify.models.switching import Switched
 from sortify.network import exits, extract
 from sortify.network.blueprint import Blueprint
 from sortify.network.compiled import Compiler
@@ -33,7 +35,7 @@ from sortify.space.profile import MeasuredCost, Profile
 from sortify.space.space import Subnet, Trained
 
 
-class SortedModel(calibration.Calibrated):
+class SortedModel(Switched):
     """A model whose sub-networks share its weights. Made by `sortify.sortify`, read back by `sortify.load`.
 
     It is called like the original module and is an ordinary `nn.Module`: parameters, optimisers, `.to(...)`,
@@ -45,12 +47,7 @@ class SortedModel(calibration.Calibrated):
         report: the proof made at conversion, of the original weights; None when read from a file.
     """
 
-    _scores: Scores | None = None
-    _stand_ins: tuple[Any, Mapping[str, torch.Tensor]] | None = None
-    _together: exits.Together | None = None
     _compiler: Compiler | None = None
-    _noted: Noted | None = None
-    _known_weights: tuple[tuple[Any, ...], str] | None = None
 
     def __init__(
         self,
@@ -63,32 +60,39 @@ class SortedModel(calibration.Calibrated):
         self.blueprint = blueprint
         self.report = report
         self.example_tensors = tuple(t.detach().clone() for t in examples)
-        self._active = blueprint.space.full
-        self._statistics: dict[Subnet, dict[str, torch.Tensor]] = {}
+        self._scope, self._active, self._statistics = Scope(), blueprint.space.full, {}
 
     # -- running
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The active sub-network's output, in the structure of the original output.
 
+        `model(x, subnet=...)` runs another one for this call alone, unless the original has an argument of that name.
         In training mode recalibrated statistics are forgotten: weights change from here on.
+
+        Raises:
+            InputError: the call does not fit the original's.
+            BudgetError: the sub-network is not one of this model.
         """
-        if self.training:
-            self._statistics.clear()
-        inputs = self._bind(args, kwargs)
-        if self._together is None:
-            return self._run(self._active, inputs)
-        return self._together.take(self._active, inputs, lambda subnets: self._run_many(subnets, inputs))
+        subnet, training = self._called(kwargs) or self.active, self.training
+        if training:
+            self.forget_statistics()
+        inputs, together = self._bind(args, kwargs), self._scope.get(TOGETHER)
+        if together is None:
+            return self._run(subnet, training, inputs)
+        return together.take(subnet, inputs, lambda subnets: self._run_many(subnets, training, inputs))
 
-    def _runner(self) -> Runner:
-        return self.blueprint.sorted_runners["train" if self.training else "eval"]
+    def _runner(self, training: bool) -> Runner:
+        return self.blueprint.sorted_runners["train" if training else "eval"]
 
-    def _run(self, subnet: Subnet, inputs: Sequence[torch.Tensor]) -> Any:
-        if self._noted is not None and self.training:
-            return self._noted.run(self._runner(), subnet.values, self._tensors_of(subnet), inputs)
+    def _run(self, subnet: Subnet, training: bool, inputs: Sequence[torch.Tensor]) -> Any:
+        runner, noted = self._runner(training), self._scope.get(NOTED)
+        tensors = self._tensors_of(subnet, training)
+        if noted is not None and training:
+            return noted.run(runner, subnet.values, tensors, inputs)
         if self._compiler is not None:
-            return self._compiler(self._runner(), subnet.values, self._tensors_of(subnet), inputs)
-        return self._runner()((subnet.values,), self._tensors_of(subnet), inputs)
+            return self._compiler(runner, subnet.values, tensors, inputs)
+        return runner((subnet.values,), tensors, inputs)
 
     @contextmanager
     def noting_features(self) -> Iterator[Noted]:
@@ -101,26 +105,24 @@ class SortedModel(calibration.Calibrated):
         """
         if not self.plan.features:
             raise SortifyError("the model has no hidden features to compare: no block, and no layer before its output")
-        before, self._noted = self._noted, Noted(self.plan)
-        try:
-            yield self._noted
-        finally:
-            self._noted = before
+        noted = Noted(self.plan)
+        with self._scope.set(NOTED, noted):
+            yield noted
 
-    def _tensors_of(self, subnet: Subnet) -> Mapping[str, torch.Tensor]:
-        own = {} if self.training else self._statistics.get(subnet, {})
-        if self._stand_ins and self._stand_ins[0] == subnet.sizes:
-            own = {**own, **self._stand_ins[1]}
+    def _tensors_of(self, subnet: Subnet, training: bool) -> Mapping[str, torch.Tensor]:
+        own = {} if training else self._statistics_of(subnet)
+        sizes, stand_ins = self._scope.get(STANDING_IN, (None, {}))
+        if sizes == subnet.sizes:
+            own = {**own, **stand_ins}
         return calibration.Overlay(self.tensors, own) if own else self.tensors
 
-    def _run_many(self, subnets: Sequence[Subnet], inputs: Sequence[torch.Tensor]) -> list[Any]:
+    def _run_many(self, subnets: Sequence[Subnet], training: bool, inputs: Sequence[torch.Tensor]) -> list[Any]:
         """The outputs of several sub-networks, one by one where they cannot share."""
-        own = {} if self.training else self._statistics
-        alone = len(subnets) == 1 or self._compiler is not None or own.keys() & set(subnets)
-        if alone or not exits.can_share(self._runner()):
-            return [self._run(subnet, inputs) for subnet in subnets]
+        alone = len(subnets) == 1 or self._compiler is not None or not exits.can_share(self._runner(training))
+        if alone or (not training and any(map(self._statistics_of, subnets))):
+            return [self._run(subnet, training, inputs) for subnet in subnets]
         values, axes = [subnet.values for subnet in subnets], len(self.plan.axes)
-        return exits.run_many(self._runner(), values, axes, self._tensors_of(subnets[0]), inputs)
+        return exits.run_many(self._runner(training), values, axes, self._tensors_of(subnets[0], training), inputs)
 
     def compile(self, *, dynamic: bool = True, **options: Any) -> None:
         """Run sub-networks through `torch.compile` from now on.
@@ -161,11 +163,8 @@ class SortedModel(calibration.Calibrated):
         Args:
             tensors: what stands in, of the sizes of the sub-network, by the names of those that it stands in for.
         """
-        before, self._stand_ins = self._stand_ins, (self._active.sizes, tensors)
-        try:
+        with self._scope.set(STANDING_IN, (self.active.sizes, tensors)):
             yield
-        finally:
-            self._stand_ins = before
 
     @contextmanager
     def together(self, subnets: Sequence[Subnet]) -> Iterator[None]:
@@ -179,84 +178,8 @@ class SortedModel(calibration.Calibrated):
             subnets: which; what random numbers are drawn for is shared too (one dropout mask for all).
         """
         alike = len({subnet.sizes for subnet in subnets}) == 1
-        before, self._together = self._together, exits.Together(subnets) if alike and len(subnets) > 1 else None
-        try:
+        with self._scope.set(TOGETHER, exits.Together(subnets) if alike and len(subnets) > 1 else None):
             yield
-        finally:
-            self._together = before
-
-    def activate(
-        self, subnet: Subnet | None = None, *, budget: Budget | None = None, metric: str = "flops", **fractions: float
-    ) -> Subnet:
-        """Make a sub-network the active one.
-
-        `activate(subnet)`, `activate(width=0.5, depth=0.75)` or `activate(budget="50%")`. Without arguments the full
-        network becomes active. No weight is copied. A sub-network whose batch-norm statistics were measured
-        before runs with them; where a budget names one without, a warning says so.
-        """
-        if budget is not None:
-            if subnet is not None or fractions:
-                raise BudgetError("activate: give a budget, a sub-network or fractions, one of them")
-            subnet = self.choose(budget, metric).subnet
-            self._warn_uncalibrated(subnet)
-        chosen = self._chosen(subnet, fractions)
-        self._active = chosen
-        return chosen
-
-    def choose(self, budget: Budget, metric: str = "flops", **sizes: int) -> Chosen:
-        """The sub-network for a budget.
-
-        After an evaluation of these very weights it is the most accurate measured one within the budget; else, or where
-        none of the measured ones fits, the largest of those that were trained (before training, of the default levels).
-
-        Args:
-            budget: a share of the full cost (0.5, "50%"), a cost ("300 MFLOPs", "2.5M params"), or several.
-            metric: what a budget without a unit is about.
-            sizes: open sizes to cost at, such as `batch=1`; else those of the example inputs. Time and memory are known
-                at the sizes of the profile.
-
-        Raises:
-            BudgetError: nothing fits (the message names the smallest reachable), or the budget cannot be read.
-        """
-        scores = self.scores
-        subnet = self.space.at(budget, metric, scores=scores.rows if scores else None, **sizes)
-        if scores is not None and subnet in scores.rows:
-            score = scores.rows[subnet]
-            count = len(scores.rows)
-            return Chosen(subnet, f"the best within the budget of {count} measured ({scores.metric} {score:.4g})")
-        what = "trained" if self.space.trained is not None else "default"
-        return Chosen(subnet, f"the largest within the budget of the {what} ones")
-
-    @property
-    def scores(self) -> Scores | None:
-        """What an evaluation found, if the weights are still those that it measured."""
-        known = self._scores is not None and self._scores.weights == self._fingerprint()
-        return self._scores if known else None
-
-    def _fingerprint(self) -> str:
-        """The digest of the weights; worked out anew when one of them has changed."""
-        versions = tuple((id(p), p._version, p.device, p.dtype) for p in self.parameters())
-        if self._known_weights is None or self._known_weights[0] != versions:
-            self._known_weights = versions, fingerprint(self)
-        return self._known_weights[1]
-
-    def _chosen(self, subnet: Subnet | None, fractions: Mapping[str, float]) -> Subnet:
-        if subnet is not None and fractions:
-            raise BudgetError("give a sub-network or fractions, not both")
-        chosen = self.space.subnet(**fractions) if subnet is None else subnet
-        if chosen not in self.space:
-            raise BudgetError(f"sub-network {chosen} does not belong to this model; take one from model.space")
-        return chosen
-
-    @contextmanager
-    def using(self, subnet: Subnet | None = None, **wanted: Any) -> Iterator[SortedModel]:
-        """Activate a sub-network, see `activate`, for the length of a `with` block."""
-        before = self._active
-        self.activate(subnet, **wanted)
-        try:
-            yield self
-        finally:
-            self._active = before
 
     # -- what is known
 
@@ -304,7 +227,7 @@ class SortedModel(calibration.Calibrated):
         Raises:
             InputError: the model has no such open size, or its cost is no known function of it.
         """
-        return self.space.cost(self._active if subnet is None else subnet, **sizes)
+        return self.space.cost(self.active if subnet is None else subnet, **sizes)
 
     def costs(self, subnets: Sequence[Subnet] | NDArray[np.int64], **sizes: int) -> Costs:
         """The exact costs of many sub-networks at once, as arrays; see `Space.costs`."""
@@ -372,7 +295,7 @@ class SortedModel(calibration.Calibrated):
         Raises:
             BudgetError: there is no profile.
         """
-        return self.space.measured_cost(self._active if subnet is None else subnet)
+        return self.space.measured_cost(self.active if subnet is None else subnet)
 
     # -- order
 
@@ -453,24 +376,8 @@ class SortedModel(calibration.Calibrated):
         """
         chosen = self._to_extract(budget, metric, subnet, fractions)
         self._warn_uncalibrated(chosen)
-        small = extract.extract(self.blueprint, self.tensors, chosen, self._statistics.get(chosen))
+        small = extract.extract(self.blueprint, self.tensors, chosen, self._statistics_of(chosen))
         return small.train(self.training)
-
-    def record_scores(self, scores: Scores | None) -> None:
-        """Note what an evaluation found: budgets choose by it as long as the weights stay as they are."""
-        self._scores = scores
-
-    def _to_extract(
-        self, budget: Budget | Subnet | None, metric: str, subnet: Subnet | None, fractions: Mapping[str, float]
-    ) -> Subnet:
-        """The sub-network that `extract` is asked for."""
-        if sum((budget is not None, subnet is not None, bool(fractions))) != 1:
-            raise BudgetError("extract: give a budget, such as 0.5, a sub-network, or fractions, one of them")
-        if isinstance(budget, Subnet):
-            subnet = budget
-        elif budget is not None:
-            subnet = self.choose(budget, metric).subnet
-        return self._chosen(subnet, fractions)
 
     def verify(self) -> proof.Report:
         """Run the proof of the conversion again on the weights of now."""

@@ -17,7 +17,7 @@ from fractions import Fraction
 from sortify.costs.cost import METRICS
 from sortify.errors import BudgetError
 
-Budget = float | str | Sequence[float | str]
+Budget = float | str | Sequence["float | str | Limit"]
 
 PREFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "p": 10**15}
 BINARY = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
@@ -82,7 +82,7 @@ def read_budget(budget: Budget, metric: str = "flops") -> tuple[Limit, ...]:
     """Read one or several budgets.
 
     Args:
-        budget: a share, a text, texts with commas between them, or a list of these.
+        budget: a share, a text, texts with commas between them, limits that were read before, or a list of these.
         metric: what a budget without a unit is about.
 
     Raises:
@@ -92,10 +92,13 @@ def read_budget(budget: Budget, metric: str = "flops") -> tuple[Limit, ...]:
         raise BudgetError(f"metric {metric!r}: expected one of {', '.join(ALL)}")
     if isinstance(budget, (str, int, float)):
         budget = [budget]
-    if not isinstance(budget, Sequence) or not all(isinstance(each, (str, int, float)) for each in budget):
+    if not isinstance(budget, Sequence) or not all(isinstance(each, (str, int, float, Limit)) for each in budget):
         raise BudgetError(f"budget: expected a number, a text or a list of these, got {budget!r:.80}; write {EXAMPLES}")
-    limits = []
+    limits = list[Limit]()
     for each in budget:
+        if isinstance(each, Limit):
+            limits.append(each)
+            continue
         for part in each.split(",") if isinstance(each, str) else [each]:
             limits.append(_read(part.strip(), metric) if isinstance(part, str) else _share(part, str(part), metric))
     if not limits:

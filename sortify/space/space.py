@@ -135,7 +135,7 @@ class Space:
 
     # -- single sub-networks
 
-    @property
+    @cached_property
     def full(self) -> Subnet:
         """The full network."""
         return self.subnet()
