@@ -6,8 +6,8 @@ Every model is built offline with random weights, of transformers from a tiny co
 show the stream beside the logits, as an encoder's hidden states, may become narrower with it (`free=`). Of each two
 members are asked for, within half of the FLOPs and with half of the blocks, and the rungs are tried in order: the
 original class with smaller settings (`to_native`, `nearest_native`), written as a folder and read back; a copy of the
-original module with smaller layers (`to_module`); the graph (`extract`). A model that is in the output file is not run
-again.
+original module with smaller layers (`to_module`); the graph (`extract`). Each is also written in every format, which checks what
+it writes. A model that is in the output file is not run again.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from torch import nn
 
 from examples.coverage import models
 from sortify import (
+    FORMATS,
     BudgetError,
     NativeError,
     SortedModel,
@@ -42,6 +43,7 @@ from sortify import (
     sortify,
     to_module,
     to_native,
+    write_subnet,
 )
 
 NAMES = (
@@ -214,7 +216,17 @@ def plain(output: Any) -> Any:
 
 def outcome(model: SortedModel, subnet: Subnet, rung: str, error: float, changes: Row, why: str = "") -> Row:
     share = model.cost(subnet).flops / model.cost(model.space.full).flops
-    return {"rung": rung, "subnet": str(subnet), "flops": share, "error": error, "changes": changes, "why": why}
+    found = {"rung": rung, "subnet": str(subnet), "flops": share, "error": error, "changes": changes, "why": why}
+    return found | {"formats": {form: written(model, subnet, form) for form in FORMATS}}
+
+
+def written(model: SortedModel, subnet: Subnet, form: str) -> float | str:
+    """The error of what is written in a format, or why it is not."""
+    with tempfile.TemporaryDirectory() as place:
+        try:
+            return write_subnet(model, subnet, Path(place, "small"), form).error
+        except SortifyError as error:
+            return str(error).replace(place, "")[:300]
 
 
 # -- the page
@@ -222,7 +234,7 @@ def outcome(model: SortedModel, subnet: Subnet, rung: str, error: float, changes
 
 def page(rows: list[Row]) -> str:
     """The rows as a table, then what the settings are, then why a lower rung was taken."""
-    heads = ("model", "class", HALF, "sub-network", "FLOPs", "error", DEPTH, "FLOPs", "error")
+    heads = ("model", "class", HALF, "sub-network", *RESULTS, DEPTH, *RESULTS)
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows:
         one, two = row.get(HALF, {}), row.get(DEPTH, {})
@@ -233,6 +245,7 @@ def page(rows: list[Row]) -> str:
     return INTRODUCTION.format(
         count=len(rows),
         counts=counted(rows),
+        formats=", ".join(FORMATS),
         versions=f"torch {torch.__version__}, transformers {transformers.__version__}, timm {timm.__version__}, "
         f"torchvision {torchvision.__version__}",
         table="\n".join(lines),
@@ -241,10 +254,16 @@ def page(rows: list[Row]) -> str:
     )
 
 
+RESULTS = ("FLOPs", "error", "formats")
+
+
 def cell(found: Row, *more: str) -> tuple[str, ...]:
     if "none" in found:
-        return ("none", *("" for _ in more), "", "")
-    return found["rung"], *(found[name] for name in more), f"{found['flops']:.0%}", f"{found['error']:.1g}"
+        return ("none", *("" for _ in (*more, *RESULTS)))
+    forms = found["formats"].values()
+    passed = [error for error in forms if not isinstance(error, str)]
+    errors = f"{len(passed)} of {len(forms)}, {max(passed, default=0):.1g}"
+    return found["rung"], *(found[name] for name in more), f"{found['flops']:.0%}", f"{found['error']:.1g}", errors
 
 
 def counted(rows: list[Row]) -> str:
@@ -280,12 +299,15 @@ def said(found: Row) -> str:
 
 
 def reasons(rows: list[Row]) -> list[str]:
-    lines = ["| model | member | rung | why not a higher one |", "|---|---|---|---|"]
+    lines = ["| model | member | rung or format | why not a higher one, or not this one |", "|---|---|---|---|"]
     for row in rows:
         if "refused" in row:
             lines.append(f"| {row['name']} | both | none | {row['refused']} |")
         for what in (HALF, DEPTH):
             found = row.get(what, {})
+            for form, error in found.get("formats", {}).items():
+                if isinstance(error, str):
+                    lines.append(f"| {row['name']} | {what} | {form} | {error.replace('|', '/')} |")
             if found.get("why") or "none" in found:
                 why = found.get("why") or found["none"]
                 lines.append(f"| {row['name']} | {what} | {found.get('rung', 'none')} | {why.replace('|', '/')} |")
@@ -304,7 +326,8 @@ Extraction is a ladder, and each rung is proven by equal outputs before it is ta
 
 Here are {count} models, offline and with random weights: the member within half of the FLOPs, and the one with half of
 the blocks. *Error* is the largest difference of outputs from the sub-network's, relative to the largest output; of the
-first rung after the folder was written and read back by the library.
+first rung after the folder was written and read back by the library. *Formats* are how many of {formats}
+pass their own check: written, run again where that format is at home, and equal; and the largest difference of these.
 
 {counts}
 
@@ -318,7 +341,7 @@ What differs from the original's settings, of the members on the first rung.
 
 {settings}
 
-## Why a lower rung
+## What is not reached
 
 {reasons}
 """
