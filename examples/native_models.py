@@ -6,8 +6,8 @@ Every model is built offline with random weights, of transformers from a tiny co
 show the stream beside the logits, as an encoder's hidden states, may become narrower with it (`free=`). Of each two
 members are asked for, within half of the FLOPs and with half of the blocks, and the rungs are tried in order: the
 original class with smaller settings (`to_native`, `nearest_native`), written as a folder and read back; a copy of the
-original module with smaller layers (`to_module`); the graph (`extract`). Each is also written in every format, which checks what
-it writes. A model that is in the output file is not run again.
+original module with smaller layers (`to_module`); the graph (`extract`). Each is also written in every format, which
+checks what it writes. A model that is in the output file is not run again.
 """
 
 from __future__ import annotations
