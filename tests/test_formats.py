@@ -194,7 +194,7 @@ def test_python_is_read_by_people_and_needs_torch_alone(tmp_path: Path) -> None:
     assert roots - sys.stdlib_module_names == {"torch", "safetensors"}
     assert "This is the evaluation graph" in source
     assert "\n        # blocks.0.attention  (zoo_attention.py:" in source
-    assert "blocks_0_attention_q = F.linear(blocks_0_norm1, self.blocks[0].attention.q.weight)" in source
+    assert "module = self.blocks[0].attention\n        q = F.linear(norm1, module.q.weight)" in source
     assert "sortify" not in source
 
 

@@ -7,7 +7,7 @@ import inspect
 import operator
 import re
 import textwrap
-from collections import Counter
+from collections import ChainMap, Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
@@ -153,7 +153,8 @@ def _forward(model: ExtractedModel, runner: Runner) -> Iterator[str]:
     for node, what in zip(holes, ("device", "dtype"), strict=False):
         if node.users:
             yield f"    {known[node]} = {source}.{what}"
-    yield from (f"    {line}" for line in _sections(graph, known, names))
+    tensors = dict(zip(holes[2:], runner.tensors, strict=False))
+    yield from (f"    {line}" for line in _sections(graph, known, names, tensors))
     flat: Any = graph.output_node().args[0]
     results = iter([literal(value, known) for value in flat])
     yield f"    return {_rebuilt(runner.outputs, results)}"
@@ -258,29 +259,41 @@ def _limit(limit: str, inputs: Sequence[str]) -> str | None:
 # -- what is computed
 
 
-def _sections(graph: fx.Graph, known: dict[fx.Node, str], names: Names) -> Iterator[str]:
-    """The calls, in sections by module; what no later section needs is let go at the end of one."""
+def _sections(
+    graph: fx.Graph, known: dict[fx.Node, str], names: Names, tensors: Mapping[fx.Node, str]
+) -> Iterator[str]:
+    """The calls, in sections by module; what no later section needs is let go at the end of one, its name too."""
     steps = [node for node in graph.nodes if node.op == "call_function"]
     order = {node: number for number, node in enumerate(steps)}
     last = {node: max((order.get(user, len(steps)) for user in node.users), default=-1) for node in steps}
-    calls = Counter(map(_path, steps))
+    calls, module = Counter(map(_path, steps)), names.new("module")
     inner = {path.rpartition(".")[0] for path in calls} | {""}
     for section, members in groupby(steps, lambda n: p if (p := _path(n)) in inner else p.rpartition(".")[0]):
         part = list(members)
         yield ""
         yield f"# {_title(section, part)}"
+        own = _own(part, f"{section}.", module, tensors)
+        if own:
+            yield f"{module} = {place('self', section)}"
         for node in part:
-            text = call(node, known)
+            text = call(node, ChainMap(own, known))
             if node.users:
                 path = _path(node)
                 alone = path not in inner and calls[path] == 1
-                known[node] = names.new(path if alone else f"{path}.{_short(node)}")
+                known[node] = names.new(path[len(section) :] + ("" if alone else f".{_short(node)}"))
                 text = f"{known[node]} = {text}"
             yield text
         ends = range(order[part[0]], order[part[-1]] + 1)
         gone = [known[node] for node in steps[: ends.stop] if last[node] in ends and not _is_number(node)]
+        names.free(gone)
         for line in textwrap.wrap(", ".join(gone), 96, break_long_words=False):
             yield f"del {line.rstrip(',')}"
+
+
+def _own(part: Sequence[fx.Node], prefix: str, module: str, tensors: Mapping[fx.Node, str]) -> dict[fx.Node, str]:
+    """The tensors of a section that are of its module, as source."""
+    used = {each: tensors[each] for node in part for each in node.all_input_nodes if each in tensors}
+    return {each: place(module, name[len(prefix) :]) for each, name in used.items() if name.startswith(prefix)}
 
 
 def _path(node: fx.Node) -> str:

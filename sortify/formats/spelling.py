@@ -66,7 +66,7 @@ _OWN = ("aten", "prims")
 
 
 class Names:
-    """Identifiers, each handed out once."""
+    """Identifiers, each handed out once, until it is free again."""
 
     def __init__(self, taken: Iterable[str]) -> None:
         self._taken = {*keyword.kwlist, *keyword.softkwlist, *dir(builtins), *MODULES, *taken}
@@ -81,6 +81,10 @@ class Names:
             found = f"{plain}_{number}"
         self._taken.add(found)
         return found
+
+    def free(self, names: Iterable[str]) -> None:
+        """Let identifiers that were handed out be so again."""
+        self._taken.difference_update(names)
 
 
 def comment(text: str) -> str:
