@@ -48,7 +48,8 @@ from sortify.errors import (
     TrainingError,
 )
 from sortify.evaluate import Evaluation, evaluate
-from sortify.models.composed import ComposedModel, load
+from sortify.models.composed import ComposedModel
+from sortify.models.loading import load
 from sortify.models.scores import Chosen
 from sortify.models.sorted_model import SortedModel
 from sortify.native.native import Native, has_native_library, to_native

@@ -1,4 +1,4 @@
-"""Checkpoints of every format version, in tests/golden/checkpoints/: made once by the sortify of that version, never again.
+"""Checkpoints of every format version, in tests/golden/checkpoints/: made once by the sortify of that version.
 
     python tests/golden_checkpoints.py        make those of the present version; what is there stays as it is
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from zoo import randomize
 
 from sortify import SortedModel, sortify
-from sortify.models import checkpoint
+from sortify.models.manifest import VERSION
 from sortify.space.space import Trained
 
 FOLDER = Path(__file__).parent / "golden" / "checkpoints"
@@ -78,7 +78,7 @@ def outputs(model: SortedModel) -> dict[str, Tensor]:
 
 
 def make(name: str, build: Callable[[], SortedModel], **options: object) -> None:
-    folder = FOLDER / f"v{checkpoint.VERSION}" / name
+    folder = FOLDER / f"v{VERSION}" / name
     if not folder.exists():
         torch.manual_seed(0)
         model = build()
@@ -90,7 +90,7 @@ def make(name: str, build: Callable[[], SortedModel], **options: object) -> None
 def main() -> int:
     make("whole", whole)
     make("parts", parts)
-    if checkpoint.VERSION > 1:
+    if VERSION > 1:
         make("shards", whole, max_shard_size="1KB")
     return 0
 
