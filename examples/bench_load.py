@@ -34,16 +34,18 @@ import json, resource, sys
 import torch
 torch.set_num_threads(1)
 {loader}
+import transformers.modeling_outputs
 def most():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-imported, before = time.perf_counter(), most()
+imported = time.perf_counter()
 model = read(sys.argv[1])
 loaded, held = time.perf_counter(), most()
 with torch.no_grad():
     model.eval()(input_ids=torch.arange(32)[None])
     touched = sum(float(tensor.sum()) for tensor in model.state_dict().values())
 called = time.perf_counter()
-print(json.dumps(dict(load=loaded - imported, process=loaded - start, call=called - imported, memory=most(), before=before, held=held)))
+load, process, call = loaded - imported, loaded - start, called - imported
+print(json.dumps(dict(load=load, process=process, call=call, memory=most(), held=held)))
 """
 ROWS = {
     "load": "the call alone",
@@ -125,8 +127,8 @@ def table(
         lines.append(f"| {words} | {' | '.join(told)} | {found[1] / found[0]:.2f} |")
     lines += [
         "",
-        f"On disk: {sizes[0]:,} bytes by `save_pretrained`, {sizes[1]:,} by `save`, a ratio of {sizes[1] / sizes[0]:.4f}; "
-        f"of these {graph:,} are the graph and the plan.",
+        f"On disk: {sizes[0]:,} bytes by `save_pretrained`, {sizes[1]:,} by `save`, "
+        f"a ratio of {sizes[1] / sizes[0]:.4f}; of these {graph:,} are the graph and the plan.",
     ]
     return "\n".join(lines)
 

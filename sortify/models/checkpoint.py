@@ -206,10 +206,10 @@ def _contents(path: Path, inside: str, main: Mapping[str, Any], tensors: Mapping
     tensors = {name: tensors[name] for name in main["tensors"]}  # in the original order
     norms = main.get("norms", OWN)
     _require(norms in (OWN, FROZEN), path / MAIN, f"norms that are {OWN} or {FROZEN}, found {norms!r}")
-    blueprint = _blueprint(main, programs).with_frozen_norms(norms == FROZEN)
+    blueprint = _blueprint(path / inside, main, programs).with_frozen_norms(norms == FROZEN)
     _check_plan(path / MAIN, blueprint, tensors)
     _check_programs(graph, blueprint)
-    blueprint.sorted_runners  # noqa: B018 - builds the graphs now, so that a damaged plan shows here
+    blueprint.sorted_runners["eval"]  # made now, so that a damaged plan shows here; that of train when it is used
     examples = _examples(example, blueprint.signature)
     return Contents(blueprint, tensors, examples, _statistics(statistics, main["statistics"], blueprint))
 
@@ -220,7 +220,7 @@ def _program(data: Mapping[str, Any]) -> Program:
     )
 
 
-def _blueprint(main: Mapping[str, Any], programs: Mapping[str, Program]) -> Blueprint:
+def _blueprint(path: Path, main: Mapping[str, Any], programs: Mapping[str, Program]) -> Blueprint:
     plan = Plan.from_json(main["plan"])
     ordered = main.get("ordered") or {"units": None, "blocks": False}
     return Blueprint(
@@ -236,6 +236,7 @@ def _blueprint(main: Mapping[str, Any], programs: Mapping[str, Program]) -> Blue
         profile=Profile.from_json(main["profile"]) if main.get("profile") else None,
         ordered=ordered["units"],
         blocks_ranked=bool(ordered["blocks"]),
+        read_from=str(path),
     )
 
 
