@@ -28,22 +28,24 @@ def check_archive(path: str) -> dict[str, int]:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-        reader = torch._C.PyTorchFileReader(path)
-        records = {name: reader.get_record_size(name) for name in reader.get_all_records()}
     except Exception as error:
-        raise SourceError(f"'{path}' is damaged, truncated, or no archive of torch") from error
-    names = [entry.filename for entry in entries]
+        raise SourceError(f"'{path}' is damaged or truncated: no archive of torch") from error
+    names, size = [entry.filename for entry in entries], os.path.getsize(path)
     if any(entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 for entry in entries):
         raise SourceError(f"'{path}' holds compressed or encrypted records, which torch does not write")
-    size = os.path.getsize(path)
-    if sum(entry.file_size for entry in entries) > size or sum(records.values()) > size:
+    if sum(entry.file_size for entry in entries) > size:
         raise SourceError(f"'{path}' declares records of more bytes than it has ({size})")
     if len(set(names)) != len(names):
         raise SourceError(f"'{path}' holds two records of one name")
-    if outside := [
-        name for name in names if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/")
-    ]:
+    if outside := [name for name in names if _OUTSIDE.search(name)]:
         raise SourceError(f"'{path}' names a file outside of itself ({outside[0]!r:.100})")
     if links := [entry.filename for entry in entries if stat.S_ISLNK(entry.external_attr >> 16)]:
         raise SourceError(f"'{path}' holds a link ({links[0]!r:.100})")
+    try:
+        reader = torch._C.PyTorchFileReader(path)
+        records = {name: reader.get_record_size(name) for name in reader.get_all_records()}
+    except RuntimeError as error:
+        raise SourceError(f"'{path}' is damaged or truncated: no archive of torch") from error
+    if sum(records.values()) > size:
+        raise SourceError(f"'{path}' declares records of more bytes than it has ({size})")
     return records
