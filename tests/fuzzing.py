@@ -163,7 +163,7 @@ def lose(draw: random.Random, folder: Path) -> None:
 def swap(draw: random.Random, folder: Path) -> None:
     """Two files change places, of this folder or of another one's."""
     file = _pick(draw, folder)
-    shutil.copy(_pick(draw, draw.choice([folder, folder.parent / "other"])), file)
+    file.write_bytes(_pick(draw, draw.choice([folder, folder.parent / "other"])).read_bytes())
 
 
 def link(draw: random.Random, folder: Path) -> None:
