@@ -504,6 +504,16 @@ def test_hostile_values(wrong: str, saved: Path) -> None:
     refused(saved, r"sortify.json|damaged|saved|statistics|model.safetensors|sorted")
 
 
+def test_a_plan_that_does_not_fit_the_train_graph_shows_when_that_is_used(tmp_path: Path) -> None:
+    sortify(golden.Network(), (torch.arange(28).reshape(4, 7) % 20,)).save(tmp_path)
+    rewritten(tmp_path, lambda m: m["plan"]["chains"][0]["blocks"][0]["regions"]["train"].update(entry="evil"))
+    model = load(tmp_path)
+    with pytest.raises(CheckpointError, match=r"damaged checkpoint: the plan does not fit the train graph") as refusal:
+        model.train()(torch.arange(28).reshape(4, 7) % 20)
+    assert "\n" not in str(refusal.value)
+    assert str(tmp_path) in str(refusal.value)
+
+
 HOSTILE_GRAPHS: dict[str, Callable[[Any], Any]] = {
     "no eval": lambda g: g.pop("eval"),
     "an op that reads files": lambda g: g["eval"]["graph"]["nodes"][-2].update(target="image.read_file.default"),

@@ -279,6 +279,7 @@ def _check_plan(file: Path, blueprint: Blueprint, tensors: Mapping[str, torch.Te
     literals = [x for items in plan.literals.values() for x in items]
     for dim in [*(dim for dims in plan.shapes.values() for dim in dims), *(x.dim for x in literals)]:
         _require(all(sizes.get(a.axis) == a.size for a in axes_of(dim)), file, f"the sizes of the axes in {dim}")
+    _require(set(plan.literals) == set(blueprint.programs), file, "size arguments of the train and the eval graph")
     for mode, items in plan.literals.items():
         nodes = {node.name for node in blueprint.programs[mode].graph.nodes}
         _require({x.node for x in items} <= nodes, file, f"size arguments of nodes of the {mode} graph")
