@@ -194,7 +194,7 @@ HOSTILE = (
     *(None, True, -1, 0, 1, 2**31, 10**18, 10**30, 1e308, -0.5, "", "x", [], {}, [[]], "../neighbour/precious.json"),
     *("__import__('os').system('touch canary')", "os.system", "aten.from_file.default", "a" * 10_000, "9**9**9**9"),
     *("torch.ops.aten.from_file.default", "(" * 3000, {"__enum__": "os.system"}, "image.read_file.default", "\x00"),
-    *("http://localhost/", "trust_remote_code", "module", {"node": "x"}, [10**9, 10**9], "inf", "Pow(9, 99999999)"),
+    *("hf://somebody/model", "trust_remote_code", "module", {"node": "x"}, [10**9, 10**9], "inf", "Pow(9, 99999999)"),
 )
 
 
