@@ -345,7 +345,7 @@ RECORDS = {"pickled": ("record_edit",), "program": ("record_edit",), "binary": (
 
 def sign(folder: Path) -> None:
     """Write the checksums anew, as somebody who means harm would; in parts, those of the parts first."""
-    for file in sorted(folder.rglob(MAIN), key=lambda file: -len(file.parts)):
+    for file in sorted(filter(Path.is_file, folder.rglob(MAIN)), key=lambda file: -len(file.parts)):
         try:
             main = json.loads(file.read_text())
             key = "files" if "files" in main else "sha256"

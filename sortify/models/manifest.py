@@ -118,9 +118,7 @@ def check(root: Path, inside: str, files: Mapping[str, tuple[int | None, str]], 
         try:
             found = _size(file)
             if size not in (None, found):
-                raise CheckpointError(
-                    f"{file}: has {found} bytes, expected {size}: truncated, or of another checkpoint"
-                )
+                raise CheckpointError(f"{file}: has {found} bytes, expected {size}: damaged, or of another checkpoint")
             if (verify or found <= WHOLE) and digest(file) != expected:
                 raise CheckpointError(
                     f"{file}: its checksum is not the one in {MAIN}; the file is damaged or of another checkpoint"
