@@ -181,13 +181,13 @@ def pipe(draw: random.Random, folder: Path) -> None:
 
 def waiting(draw: random.Random, folder: Path) -> None:
     """Something stands where a save that was cut short keeps its files."""
-    place, beside = folder / ".pending", folder.parent / "neighbour"
+    place, beside, name = folder / ".pending", folder.parent / "neighbour", _pick(draw, folder).name
     if draw.random() < 0.5:
         place.symlink_to(beside)
     else:
         place.mkdir()
         (place / ".gone").write_text(json.dumps(["../neighbour/precious.json", "graph.json"]))
-        (place / _pick(draw, folder).name).symlink_to(beside / "precious.json")
+        (place / name).symlink_to(beside / "precious.json")
 
 
 HOSTILE = (
