@@ -354,7 +354,9 @@ def tiny_bert(folder: Path, **changes: int) -> str:
     return f"transformers/{folder}"
 
 
-@pytest.mark.parametrize("changes", [{"vocab_size": 10**9}, {"intermediate_size": 10**8, "num_hidden_layers": 3}])
+@pytest.mark.parametrize(
+    "changes", [{"vocab_size": 10**9}, {"intermediate_size": 10**8}, {"num_hidden_layers": 10**12}]
+)
 def test_a_config_that_asks_for_much_more_than_the_weights_is_refused(changes: dict[str, int], tmp_path: Path) -> None:
     refused(tiny_bert(tmp_path, **changes), "describes a model that is much larger than its weights")
 

@@ -29,8 +29,10 @@ from sortify.sources.trust import allowed_globals, check_program, check_weights
 
 __all__ = ["Inputs", "Source", "example_inputs_for", "load_source"]
 _FORMS = "model.pt, model.pt2, timm/NAME, torchvision/NAME, transformers/DIR or package.module:factory"
-FACTOR, SPARE, MOST_TENSORS = 8, 2**30, 10**6
-"""A model may take so many times the bytes of its weights' files, so many bytes more, and so many tensors."""
+FACTOR, SPARE = 8, 2**28
+"""A model may take so many times the bytes of its weights' files, and so many bytes more."""
+TENSOR, SPARE_TENSORS, MOST_TENSORS = 32, 1000, 200_000
+"""It may have a tensor for so many bytes of the files, some more, and never more than the last of these."""
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*\Z")
 
 
@@ -222,7 +224,7 @@ def _check_folder(folder: Path) -> int:
 @contextlib.contextmanager
 def _no_larger(folder: Path, size: int) -> Iterator[None]:
     """Stop the making of a model that is much larger than its weights: its config would take all memory."""
-    left = [FACTOR * size + SPARE, MOST_TENSORS]
+    left = [FACTOR * size + SPARE, min(size // TENSOR + SPARE_TENSORS, MOST_TENSORS)]
 
     def count(module: nn.Module, name: str, tensor: torch.Tensor | None) -> None:
         if tensor is not None:
