@@ -306,6 +306,13 @@ def test_checkpoints_of_every_version_load(name: str, version: str, tmp_path: Pa
     assert renewed["version"] == manifest.VERSION
 
 
+@pytest.mark.parametrize("digests", [1, "evil", [], None, {"../evil": "0"}, {"graph.json": 1}])
+def test_checksums_of_the_first_version_that_are_none(digests: Any, tmp_path: Path) -> None:
+    shutil.copytree(golden.FOLDER / "v1" / "whole", tmp_path / "old")
+    rewritten(tmp_path / "old", lambda main: main.update(sha256=digests))
+    refused(tmp_path / "old", "damaged checkpoint")
+
+
 def test_every_version_has_a_golden_checkpoint() -> None:
     assert {path.name for path in golden.FOLDER.iterdir()} == {f"v{version}" for version in manifest.READ}
 

@@ -99,7 +99,9 @@ def files_of(file: Path, main: Mapping[str, Any]) -> dict[str, tuple[int | None,
 
 
 def _first_version(digests: Any) -> Any:
-    return {name: {"bytes": None, "sha256": text} for name, text in digests.items()} if digests else None
+    return (
+        {name: {"bytes": None, "sha256": text} for name, text in digests.items()} if isinstance(digests, dict) else None
+    )
 
 
 def check(root: Path, inside: str, files: Mapping[str, tuple[int | None, str]], verify: bool) -> None:
