@@ -18,6 +18,14 @@ from sortify.errors import SourceError
 _OUTSIDE = re.compile(r"^[/\\]|(^|[/\\])\.\.([/\\]|$)")
 
 
+def is_archive(path: str) -> bool:
+    """Whether a file looks like an archive."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # one that claims to go on in other files
+        return False
+
+
 def check_archive(path: str) -> dict[str, int]:
     """The records of an archive and their sizes in bytes, as torch reads them.
 

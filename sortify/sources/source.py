@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from sortify.errors import SourceError
+from sortify.sources.archive import is_archive
 from sortify.sources.inputs import Inputs, example_inputs_for, parse_inputs
 from sortify.sources.trust import allowed_globals, check_program, check_weights
 
@@ -120,7 +121,7 @@ def _check_file(path: str) -> None:
 
 def _load_pickled(path: str, trust: bool, allow: Collection[str]) -> nn.Module:
     _check_file(path)
-    if not trust and not zipfile.is_zipfile(path):
+    if not trust and not is_archive(path):
         raise SourceError(f"'{path}' is damaged, truncated, or no file of torch.save(module, path)")
     with _importable_here() if trust or allow else contextlib.nullcontext(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -153,7 +154,7 @@ def _unpickle(path: str, trust: bool, allow: Collection[str]) -> Any:
 
 def _load_program(path: str, trust: bool) -> Source:
     _check_file(path)
-    if not zipfile.is_zipfile(path):
+    if not is_archive(path):
         raise SourceError(f"'{path}' is damaged, truncated, or no file of torch.export.save")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
