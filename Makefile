@@ -13,7 +13,7 @@ UV := .tools/bin/uv
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help venv demo test test-long check lint types docs format lock report-models zoo zoo-full zoo-sample bench bench-cost bench-switch bench-server check-costs study many native clean
+.PHONY: help venv demo test test-long check lint types docs format lock report-models zoo zoo-full zoo-sample bench bench-cost bench-switch bench-server bench-load fuzz kill check-costs study many native clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | awk -F '\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -24,8 +24,14 @@ demo: $(READY) ## convert, train, evaluate and extract a ResNet on real handwrit
 test: $(READY) ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=10
 
-test-long: $(READY) ## 2,000 random models against the laws; resumes where it was stopped
+test-long: fuzz kill ## 2,000 random models against the laws, damaged files, kills; resumes where it was stopped
 	OMP_NUM_THREADS=1 $(BIN)/python tests/long/run_random_models.py --cases 2000 --out out/random_models.jsonl
+
+fuzz: $(READY) ## 10,000 damaged and hostile checkpoints and model files; resumes where it was stopped
+	OMP_NUM_THREADS=1 $(BIN)/python tests/long/fuzz_files.py --cases 10000 --out out/fuzz_files.jsonl
+
+kill: $(READY) ## kill -9 at 100 random moments of saving and extracting
+	OMP_NUM_THREADS=1 $(BIN)/python tests/long/kill_saves.py --kills 100
 
 check: lint types docs ## ruff, mypy --strict and the documentation build
 
@@ -64,6 +70,9 @@ bench-switch: $(READY) ## how long it takes to switch to another sub-network, be
 
 bench-server: $(READY) ## a small HTTP server under load, at full size and with budgets that follow the load; minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m examples.bench_server --page docs/serving.md
+
+bench-load: $(READY) ## loading a sorted checkpoint against from_pretrained: time, memory, size
+	$(BIN)/python examples/bench_load.py --page docs/loading.md
 
 native: $(READY) ## which sub-networks are models of their own class again; minutes, resumable
 	OMP_NUM_THREADS=1 $(BIN)/python -m examples.native_models --page docs/native.md

@@ -38,6 +38,12 @@ def run(
         typer.Option("--input", metavar="SIZES", help="Example inputs: 2x3x32x32, or input_ids=2x16:int64<1000."),
     ] = None,
     trust: Annotated[bool, typer.Option("--trust", help="Load a file of unknown classes: this runs its code.")] = False,
+    allow: Annotated[
+        str,
+        typer.Option(
+            "--allow", metavar="NAMES", help="Classes of yours that a pickled model may hold, or packages of such."
+        ),
+    ] = "",
     fix: Annotated[
         str,
         typer.Option(
@@ -59,7 +65,7 @@ def run(
     """Capture a model, find its axes and blocks, prove them, and save the sorted model."""
     if (dir / TRAINING).exists() and not overwrite:
         raise typer.BadParameter(f"{dir} holds a model in training or trained: say --overwrite, or another -o DIR")
-    found = sortify.load_source(source, trust=trust, input=input)
+    found = sortify.load_source(source, trust=trust, allow=_patterns(allow), input=input)
     module, examples = _callable(found, source)
     fixed, freed, closed = (_patterns(text) for text in (fix, free, opaque))
     model = sortify.sortify(

@@ -1,4 +1,4 @@
-"""`sortify verify`: the proof of the conversion, run again on the weights of now."""
+"""`sortify verify`: the files are what was saved, and the proof of the conversion holds for the weights of now."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ else:
 
 
 def run(dir: Directory = SORTED, verbose: Verbose = False) -> None:
-    """Check by running the model: identity, permutation of all axes, slice = extraction."""
-    report = sortify.load(dir).verify()
+    """Check the files by their checksums, and the model by running it: identity, permutation, slice = extraction."""
+    report = sortify.load(dir, verify=True).verify()
     show(proof_table(report))
     if not report.passed:
         names = ", ".join(row.name for row in report.rows if not row.passed)

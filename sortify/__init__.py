@@ -52,7 +52,8 @@ from sortify.evaluate import Evaluation, evaluate
 from sortify.formats.family import Family, Member, extract_family
 from sortify.formats.members import FORMS, Written, write_subnet
 from sortify.formats.table import FORMATS, write
-from sortify.models.composed import ComposedModel, load
+from sortify.models.composed import ComposedModel
+from sortify.models.loading import load
 from sortify.models.scores import Chosen
 from sortify.models.sorted_model import SortedModel
 from sortify.native.native import Native, has_native_library, to_native

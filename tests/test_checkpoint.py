@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import errno
 import functools
-import hashlib
 import importlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import golden_checkpoints as golden
 import pytest
 import torch
 import zoo_dense as dense
@@ -26,7 +27,8 @@ from zoo import CONV, ROW, randomize
 
 from sortify import SortedModel, load, sortify
 from sortify.errors import CheckpointError
-from sortify.models import checkpoint
+from sortify.models import manifest, tensor_files
+from sortify.models.manifest import describe
 from sortify.space.space import Trained
 
 FILES = ("sortify.json", "graph.json", "model.safetensors", "example.safetensors", "statistics.safetensors")
@@ -101,7 +103,7 @@ def refused(folder: Path, text: str) -> None:
 def signed(folder: Path) -> None:
     """Write the checksums anew, as somebody who means harm would."""
     main = json.loads((folder / "sortify.json").read_text())
-    main["sha256"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in main["sha256"]}
+    main["files"] = describe(folder, main["files"])
     (folder / "sortify.json").write_text(json.dumps(main))
 
 
@@ -197,6 +199,133 @@ def test_size_is_that_of_the_weights(tmp_path: Path) -> None:
     assert weights < written <= 1.01 * weights + 50_000
 
 
+def sizes_of(folder: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_size for file in folder.iterdir()}
+
+
+def test_large_weights_are_in_several_files_as_transformers_has_them(model: SortedModel, tmp_path: Path) -> None:
+    folder = tmp_path / "sorted"
+    model.save(folder, max_shard_size="2KB")
+    shards = {name: size for name, size in sizes_of(folder).items() if name.startswith("model-")}
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    assert len(shards) > 2
+    assert not (folder / "model.safetensors").exists()
+    assert set(index["weight_map"].values()) == set(shards)
+    assert set(index["weight_map"]) == set(model.state_dict())
+    for name, file in index["weight_map"].items():
+        assert torch.equal(load_file(folder / file)[name], model.state_dict()[name])
+    again = load(folder, verify=True)
+    assert_same_tensors(again.state_dict(), model.state_dict())
+    model.recalibrate([torch.randn(16, 8)])
+    model.save_statistics(folder)
+    assert set(load(folder).statistics) == set(model.statistics)
+    (folder / "model-00009-of-00009.safetensors").write_text("of others")
+    model.save(folder)
+    assert set(sizes_of(folder)) == {*FILES, "model-00009-of-00009.safetensors"}
+
+
+@pytest.mark.parametrize("size", ["evil", "", -1, 0, 1.5, "5 elephants"])
+def test_a_size_of_files_that_is_none(size: Any, model: SortedModel, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="expected a size such as '5GB'"):
+        model.save(tmp_path / "sorted", max_shard_size=size)
+    assert list((tmp_path / "sorted").iterdir()) == []
+
+
+def test_a_missing_shard(model: SortedModel, tmp_path: Path) -> None:
+    model.save(tmp_path / "sorted", max_shard_size="2KB")
+    gone = sorted(name for name in sizes_of(tmp_path / "sorted") if name.startswith("model-"))[1]
+    (tmp_path / "sorted" / gone).unlink()
+    refused(tmp_path / "sorted", rf"{gone}: cannot be read \(No such file or directory\); the checkpoint is incomplete")
+
+
+def test_shards_that_hold_a_tensor_twice(model: SortedModel, tmp_path: Path) -> None:
+    folder = tmp_path / "sorted"
+    model.save(folder, max_shard_size="2KB")
+    first, second = sorted(name for name in sizes_of(folder) if name.startswith("model-"))[:2]
+    shutil.copy(folder / first, folder / second)
+    signed(folder)
+    refused(folder, rf"{second}: tensor '.*' is in another file too")
+
+
+def test_large_files_are_read_whole_on_demand_only(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = bytearray((saved / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (saved / "model.safetensors").write_bytes(bytes(data))
+    refused(saved, "its checksum")
+    monkeypatch.setattr(manifest, "WHOLE", len(data) - 1)
+    assert load(saved)
+    with pytest.raises(CheckpointError, match=r"model.safetensors: its checksum is not the one"):
+        load(saved, verify=True)
+    (saved / "model.safetensors").write_bytes(bytes(data[:-1]))
+    refused(saved, rf"model.safetensors: has {len(data) - 1} bytes, expected {len(data)}")
+
+
+def test_weights_are_mapped_and_stay_where_the_files_are_replaced(model: SortedModel, saved: Path) -> None:
+    again = load(saved)
+    mapped = f"{saved / 'model.safetensors'}"
+    assert any(mapped in line for line in Path("/proc/self/maps").read_text().splitlines())
+    before = {name: tensor.clone() for name, tensor in again.state_dict().items()}
+    digest = manifest.digest(saved / "model.safetensors")
+    with torch.no_grad():
+        next(again.parameters()).add_(1)
+    assert manifest.digest(saved / "model.safetensors") == digest
+    with torch.no_grad():
+        next(again.parameters()).sub_(1)
+    model.save(saved, max_shard_size="2KB")
+    assert_close_outputs(dict(again.state_dict()), before, 1e-6)
+
+
+def test_to_meta_and_back(model: SortedModel, tmp_path: Path) -> None:
+    model.save(tmp_path)
+    empty = load(tmp_path, device="meta")
+    assert {tensor.device.type for tensor in empty.state_dict().values()} == {"meta"}
+    assert empty.cost() == model.cost()
+    with pytest.raises(CheckpointError, match="is on the meta device: there is nothing to save"):
+        empty.save(tmp_path)
+    empty.to_empty(device="cpu").load_state_dict(load(tmp_path, device="cpu").state_dict())
+    assert_close_outputs(empty(*ROW()), model(*ROW()), 0.0)
+
+
+@pytest.mark.parametrize("version", sorted(path.name for path in golden.FOLDER.iterdir()))
+@pytest.mark.parametrize("name", ["whole", "parts", "shards"])
+def test_checkpoints_of_every_version_load(name: str, version: str, tmp_path: Path) -> None:
+    folder = golden.FOLDER / version / name
+    if not folder.exists():
+        assert (version, name) == ("v1", "shards")
+        return
+    expected = load_file(folder / golden.EXPECTED)
+    again = load(folder, golden.Router() if name == "parts" else None, verify=True)
+    found = dict(sorted(golden.outputs(again).items()))
+    assert_close_outputs(found, expected, 1e-6)
+    with pytest.raises(AssertionError):
+        assert_close_outputs({width: value + 1e-3 for width, value in found.items()}, expected, 1e-6)
+    assert again.verify().passed
+    assert (again.space.trained is not None) is (name != "parts")
+    again.save(tmp_path)
+    renewed = json.loads((tmp_path / "sortify.json").read_text())
+    assert renewed["version"] == manifest.VERSION
+
+
+@pytest.mark.parametrize("digests", [1, "evil", [], None, {"../evil": "0"}, {"graph.json": 1}])
+def test_checksums_of_the_first_version_that_are_none(digests: Any, tmp_path: Path) -> None:
+    shutil.copytree(golden.FOLDER / "v1" / "whole", tmp_path / "old")
+    rewritten(tmp_path / "old", lambda main: main.update(sha256=digests))
+    refused(tmp_path / "old", "damaged checkpoint")
+
+
+def test_every_version_has_a_golden_checkpoint() -> None:
+    assert {path.name for path in golden.FOLDER.iterdir()} == {f"v{version}" for version in manifest.READ}
+
+
+def test_a_folder_is_no_file(saved: Path) -> None:
+    (saved / "graph.json").unlink()
+    (saved / "graph.json").mkdir()
+    refused(saved, "graph.json: is no ordinary file")
+    (saved / "graph.json").rmdir()
+    os.mkfifo(saved / "graph.json")
+    refused(saved, "graph.json: is no ordinary file")
+
+
 def test_files_of_others_stay(model: SortedModel, tmp_path: Path) -> None:
     (tmp_path / "training").mkdir()
     (tmp_path / "training" / "state").write_text("theirs")
@@ -239,10 +368,10 @@ def test_a_flipped_bit(saved: Path) -> None:
     refused(saved, r"model.safetensors: its checksum is not the one in sortify.json")
 
 
-@pytest.mark.parametrize("version", [2, 0, "1", None, [1]])
+@pytest.mark.parametrize("version", [3, 0, "1", None, [1], True, 1.0])
 def test_another_version(version: Any, saved: Path) -> None:
     rewritten(saved, lambda main: main.update(version=version))
-    refused(saved, r"format version .*, this sortify reads 1")
+    refused(saved, r"format version .*, this sortify reads 1 and 2")
 
 
 @pytest.mark.parametrize("text", ["", "null", "[]", "{}", "{", '"x"', "1e999", "[" * 100_000, '{"format": "sortify"}'])
@@ -256,7 +385,7 @@ def test_files_of_another_model(name: str, saved: Path, tmp_path: Path) -> None:
     other = sortify(dense.MLP(), (torch.randn(2, 8),))
     other.save(tmp_path / "other")
     shutil.copy(tmp_path / "other" / name, saved / name)
-    refused(saved, rf"{name}: its checksum")
+    refused(saved, rf"{name}: (its checksum|has \d+ bytes)")
 
 
 def test_weights_of_another_model_with_checksums_to_match(saved: Path, tmp_path: Path) -> None:
@@ -371,8 +500,8 @@ HOSTILE: dict[str, Callable[[Any], Any]] = {
         dict.fromkeys(m["statistics"][0]["sizes"], 10**9)
     ),
     "statistics are text": lambda m: m.update(statistics=["evil"]),
-    "checksums are text": lambda m: m.update(sha256="evil"),
-    "checksum of another file": lambda m: m["sha256"].update({"../evil": "0"}),
+    "checksums are text": lambda m: m.update(files="evil"),
+    "checksum of another file": lambda m: m["files"].update({"../evil": {"bytes": 1, "sha256": "0"}}),
 }
 
 
@@ -380,6 +509,16 @@ HOSTILE: dict[str, Callable[[Any], Any]] = {
 def test_hostile_values(wrong: str, saved: Path) -> None:
     rewritten(saved, HOSTILE[wrong])
     refused(saved, r"sortify.json|damaged|saved|statistics|model.safetensors|sorted")
+
+
+def test_a_plan_that_does_not_fit_the_train_graph_shows_when_that_is_used(tmp_path: Path) -> None:
+    sortify(golden.Network(), (torch.arange(28).reshape(4, 7) % 20,)).save(tmp_path)
+    rewritten(tmp_path, lambda m: m["plan"]["chains"][0]["blocks"][0]["regions"]["train"].update(entry="evil"))
+    model = load(tmp_path)
+    with pytest.raises(CheckpointError, match=r"damaged checkpoint: the plan does not fit the train graph") as refusal:
+        model.train()(torch.arange(28).reshape(4, 7) % 20)
+    assert "\n" not in str(refusal.value)
+    assert str(tmp_path) in str(refusal.value)
 
 
 HOSTILE_GRAPHS: dict[str, Callable[[Any], Any]] = {
@@ -418,7 +557,8 @@ def full_at(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
         return wrapper
 
-    monkeypatch.setattr(checkpoint, "save_file", counted(checkpoint.save_file, lambda tensors, path: path))
+    save_file = tensor_files.save_file
+    monkeypatch.setattr(tensor_files, "save_file", counted(save_file, lambda tensors, path, metadata=None: path))
     monkeypatch.setattr(Path, "write_text", counted(Path.write_text, lambda path, text: path))
 
 
@@ -434,7 +574,9 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(
             parameter.zero_()
     with monkeypatch.context() as patch:
         full_at(number, patch)
-        with pytest.raises(CheckpointError, match=r"sorted: cannot be written .*No space left.*untouched") as refusal:
+        with pytest.raises(
+            CheckpointError, match=r"cannot be written .*No space left.*holds what was saved there last"
+        ) as refusal:
             model.save(folder)
     assert "\n" not in str(refusal.value)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
@@ -443,27 +585,31 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(
     assert float(load(folder).state_dict()["net.0.weight"].abs().max()) == 0
 
 
-def test_a_move_that_fails_leaves_the_earlier_checkpoint(
-    model: SortedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", range(1, 7))
+def test_a_move_that_fails_leaves_one_checkpoint_whole(
+    number: int, model: SortedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The first move brings all new files; before it the old ones count, after it the new ones."""
     folder = tmp_path / "sorted"
     model.save(folder)
-    before = {file.name: file.read_bytes() for file in folder.iterdir()}
     with torch.no_grad():
-        next(model.parameters()).zero_()
-    moves, replace = [0], Path.replace
+        for parameter in model.parameters():
+            parameter.zero_()
+    moves, replace = [0], os.replace
 
-    def failing(self: Path, target: Path) -> Path:
+    def failing(source: Path, target: Path) -> None:
         moves[0] += 1
-        if moves[0] == 4:
+        if moves[0] == number:
             raise PermissionError(errno.EACCES, "Permission denied")
-        return replace(self, target)
+        replace(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", failing)
-        with pytest.raises(CheckpointError, match="cannot be written"):
+        patch.setattr(os, "replace", failing)
+        with pytest.raises(CheckpointError, match=r"cannot be written .*Permission denied"):
             model.save(folder)
-    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    assert (float(load(folder).state_dict()["net.0.weight"].abs().max()) > 0) is (number == 1)
+    model.save(folder)
+    assert sorted(file.name for file in folder.iterdir()) == sorted(FILES)
 
 
 def test_a_folder_that_cannot_be_made(model: SortedModel, tmp_path: Path) -> None:

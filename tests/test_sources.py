@@ -7,8 +7,10 @@ import io
 import json
 import os
 import pickle
+import stat
 import subprocess
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -226,6 +228,146 @@ def test_a_partial_is_not_called_nor_rebuilt_around_a_model() -> None:
         check_pickle(partial + b"(" + model + b")}Ntb.", granted, "model.pt")
     with pytest.raises(SourceError, match=r"partial of its own"):
         check_pickle(b"\x80\x02cfunctools\npartial\n" + model + b"\x85\x81.", granted, "model.pt")
+
+
+def packed(path: Path, change: Callable[[zipfile.ZipFile], None], form: int = zipfile.ZIP_STORED) -> str:
+    """A sound model.pt, written anew and added to."""
+    torch.save(nn.Linear(3, 2), path)
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", form) as archive:
+        for name, data in records.items():
+            archive.writestr(name, data)
+        change(archive)
+    return str(path)
+
+
+def linked() -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo("model/link")
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return info
+
+
+ARCHIVES: dict[str, tuple[Callable[[zipfile.ZipFile], None], str]] = {
+    "outside": (lambda z: z.writestr("../evil", "x"), r"names a file outside of itself \('../evil'\)"),
+    "absolute": (lambda z: z.writestr("/evil", "x"), "names a file outside of itself"),
+    "link": (lambda z: z.writestr(linked(), "/etc/passwd"), "holds a link"),
+    "bomb": (lambda z: z.writestr("model/x", bytes(2**20), zipfile.ZIP_DEFLATED), "compressed or encrypted"),
+}
+
+
+@pytest.mark.parametrize("case", ARCHIVES)
+def test_archives_that_reach_out_are_refused(case: str, tmp_path: Path) -> None:
+    change, message = ARCHIVES[case]
+    refused(packed(tmp_path / "model.pt", change), message)
+    assert load_source(packed(tmp_path / "model.pt", lambda z: None), input="1x3").module is not None
+
+
+def test_an_archive_that_declares_more_than_it_has_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    torch.save(nn.Linear(3, 2), path)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"PK\x01\x02")
+    data[at + 20 : at + 28] = (2**31 - 1).to_bytes(4, "little") * 2  # both sizes of the first record
+    path.write_bytes(bytes(data))
+    refused(str(path), "declares records of more bytes than it has")
+
+
+def test_two_records_of_one_name_are_refused(tmp_path: Path) -> None:
+    def twice(archive: zipfile.ZipFile) -> None:
+        archive.writestr(archive.namelist()[0], b"other")
+
+    refused(packed(tmp_path / "model.pt", twice), "two records of one name")
+
+
+class Tensors(Calls):
+    """Pickles to a tensor that claims something."""
+
+    def __init__(self, sizes: tuple[int, ...], strides: tuple[int, ...], offset: int = 0) -> None:
+        storage = torch.zeros(4).untyped_storage()
+        typed = torch.storage.TypedStorage(wrap_storage=storage, dtype=torch.float32, _internal=True)
+        super().__init__(torch._utils._rebuild_tensor_v2, typed, offset, sizes, strides, False, OrderedDict())
+
+
+BOMBS: dict[str, tuple[Any, str]] = {
+    "tensor past its storage": (Tensors((5,), (1,)), r"makes a tensor of sizes \(5,\) of 4 numbers"),
+    "tensor of a huge size": (Tensors((2**40,), (1,)), "makes a tensor of sizes"),
+    "tensor of a huge view": (Tensors((2**40,), (0,)), "makes a tensor of sizes"),
+    "tensor behind its storage": (Tensors((2,), (1,), 3), "makes a tensor of sizes"),
+    "tensor before its storage": (Tensors((2,), (1,), -1), "something else than numbers"),
+    "bytes": (Calls(bytearray, 2**40), "calls .*bytearray"),
+    "tensor by its class": (Calls(Tensor, 2**40), r"calls torch\.Tensor"),
+}
+
+
+@pytest.mark.parametrize("case", BOMBS)
+def test_pickles_that_claim_memory_are_refused(case: str, tmp_path: Path) -> None:
+    content, message = BOMBS[case]
+    module = nn.Linear(2, 2)
+    module.extra = content
+    torch.save(module, tmp_path / "model.pt")
+    refused(str(tmp_path / "model.pt"), message)
+
+
+def test_a_storage_larger_than_its_record_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    torch.save(nn.Linear(3, 2, bias=False), path)
+    data = path.read_bytes()
+    wanted = b"K\x06t"  # six numbers
+    assert data.count(wanted) == 1
+    path.write_bytes(data.replace(wanted, b"K\x07t"))
+    refused(str(path), "is damaged|storage of 7 numbers is not in its record")
+
+
+def test_classes_of_ones_own_are_allowed_by_name(tmp_path: Path) -> None:
+    path = str(tmp_path / "own.pth")
+    torch.save(nn.Sequential(Own()), path)
+    for allow in ([f"{Own.__module__}.Own"], [Own.__module__]):
+        source = load_source(path, allow=allow, input="1x3")
+        assert source.module is not None
+        assert source.module(torch.ones(1, 3)).shape == (1, 2)
+    for allow in (["other"], [f"{Own.__module__}.Ow"], [Own.__module__[:-1]]):
+        refused(path, r"Own: not among .* --allow takes names", allow=allow)
+    torch.save([Calls(os.system, "true")], path)
+    refused(path, r"asks for (posix|nt)\.system", allow=[Own.__module__])
+    refused(path, r"asks for (posix|nt)\.system", allow=["posix", "nt", "os"])
+
+
+def test_a_module_in_the_working_folder_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pickled_own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\n")
+    monkeypatch.chdir(tmp_path)
+    data = pickle.dumps(nn.Identity(), 2).replace(b"torch.nn.modules.linear\nIdentity", b"pickled_own\nOwn")
+    torch.save(nn.Identity(), "model.pt")
+    with zipfile.ZipFile("model.pt") as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile("model.pt", "w") as archive:
+        for name, record in records.items():
+            archive.writestr(name, data if name.endswith("data.pkl") else record)
+    refused("model.pt", r"asks for pickled_own\.Own")
+    assert not (tmp_path / "ran").exists()
+
+
+def tiny_bert(folder: Path, **changes: int) -> str:
+    bert().save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    return f"transformers/{folder}"
+
+
+@pytest.mark.parametrize(
+    "changes", [{"vocab_size": 10**9}, {"intermediate_size": 10**8}, {"num_hidden_layers": 10**12}]
+)
+def test_a_config_that_asks_for_much_more_than_the_weights_is_refused(changes: dict[str, int], tmp_path: Path) -> None:
+    refused(tiny_bert(tmp_path, **changes), "describes a model that is much larger than its weights")
+
+
+def test_pickled_weights_of_transformers_are_looked_through(tmp_path: Path) -> None:
+    text = tiny_bert(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(bert().state_dict(), tmp_path / "pytorch_model.bin")
+    assert load_source(text).module is not None
+    torch.save({"x": Calls(bytearray, 2**40)}, tmp_path / "pytorch_model.bin")
+    refused(text, "calls .*bytearray")
 
 
 def test_damaged_files_are_refused(tmp_path: Path) -> None:

@@ -1,20 +1,17 @@
 """Checkpoints: a folder with weights as safetensors, everything else as JSON. No pickle, no re-tracing.
 
-    sortify.json         format version, plan, costs, signature, names, trained levels
+    sortify.json         format version, plan, costs, signature, names, trained levels, the list of files
     graph.json           the captured train and eval graphs
-    model.safetensors    every tensor under its original name
+    model.safetensors    every tensor under its original name; several files and an index where it would be too large
     example.safetensors  the example inputs
     statistics.safetensors  recalibrated batch-norm statistics, if any
 
-A folder is written beside its place and moved when complete; files of others in it stay.
+All files take their places in one step; files of others in the folder stay.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,17 +19,18 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from sortify.capture.capture import TensorInfo
 from sortify.capture.lifting import DEVICE, DTYPE, Program
 from sortify.costs.cost import CostModel
 from sortify.errors import AxesError, CheckpointError, InputError
-from sortify.files import replacing
+from sortify.files import newest, replacing_files
 from sortify.graph.dims import active, axes_of, full
 from sortify.graph.graphs import graph_from_json, graph_to_json
 from sortify.graph.signature import Signature
 from sortify.graph.structure import Structure
+from sortify.models.manifest import MAIN, VERSION, check, describe, files_of, read_json, read_main, written
+from sortify.models.tensor_files import LARGEST, read_tensors, weight_files, write_all, write_tensors
 from sortify.network.blueprint import Blueprint
 from sortify.network.network import running_statistics
 from sortify.plan import Plan
@@ -40,16 +38,10 @@ from sortify.sources.origin import Origin
 from sortify.space.profile import Profile
 from sortify.space.space import Subnet, Trained
 
-VERSION = 1
 OWN, FROZEN = "own", "frozen"
 KINDS = ("parameter", "buffer", "temporary", "constant")
-MAIN, GRAPH, WEIGHTS, EXAMPLE, STATISTICS = (
-    "sortify.json",
-    "graph.json",
-    "model.safetensors",
-    "example.safetensors",
-    "statistics.safetensors",
-)
+GRAPH, MODEL = "graph.json", "model"
+EXAMPLE, STATISTICS = "example.safetensors", "statistics.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,14 +60,52 @@ def save(
     tensors: Mapping[str, torch.Tensor],
     examples: Sequence[torch.Tensor],
     statistics: Mapping[Subnet, Mapping[str, torch.Tensor]],
+    largest: int | str = LARGEST,
 ) -> None:
     """Write a checkpoint folder.
 
+    Args:
+        path: the folder.
+        blueprint, tensors, examples, statistics: what it is to hold.
+        largest: bytes that a file of weights may hold, see `write_tensors`.
+
     Raises:
-        CheckpointError: the folder cannot be written (disk full, no permission); what was there is untouched.
+        CheckpointError: the folder cannot be written (disk full, no permission); it then holds what it held before.
     """
     path = Path(path)
+    try:
+        with replacing_files(path, written(path)) as draft:
+            write(draft, blueprint, tensors, examples, statistics, largest)
+    except (OSError, SafetensorError) as error:
+        raise not_written(path, error) from error
+
+
+def not_written(path: Path, error: Exception) -> CheckpointError:
+    """What to raise where the disk refuses."""
+    return CheckpointError(f"{path}: cannot be written ({error}); the folder holds what was saved there last")
+
+
+def write(
+    folder: Path,
+    blueprint: Blueprint,
+    tensors: Mapping[str, torch.Tensor],
+    examples: Sequence[torch.Tensor],
+    statistics: Mapping[Subnet, Mapping[str, torch.Tensor]],
+    largest: int | str,
+) -> None:
+    """Write the files of a checkpoint, `sortify.json` last; see `save`."""
     members = list(statistics)
+    programs = {
+        mode: {"graph": graph_to_json(p.graph), "tensors": list(p.tensors), "outputs": p.outputs.to_json()}
+        for mode, p in blueprint.with_frozen_norms(False).programs.items()
+    }
+    (folder / GRAPH).write_text(json.dumps(programs))
+    files = [
+        GRAPH,
+        *write_tensors(folder, MODEL, tensors, largest),
+        *write_all(folder, EXAMPLE, {str(i): tensor for i, tensor in enumerate(examples)}),
+        *write_all(folder, STATISTICS, named_statistics(members, statistics)),
+    ]
     main = {
         "format": "sortify",
         "version": VERSION,
@@ -94,22 +124,9 @@ def save(
         },
         "aliases": dict(blueprint.aliases),
         "statistics": [member.to_json() for member in members],
+        "files": describe(folder, files),
     }
-    programs = {
-        mode: {"graph": graph_to_json(p.graph), "tensors": list(p.tensors), "outputs": p.outputs.to_json()}
-        for mode, p in blueprint.with_frozen_norms(False).programs.items()
-    }
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with _all_or_nothing(path) as place:
-            save_file(_plain(tensors), place(WEIGHTS))
-            save_file({str(i): t.detach().contiguous().cpu() for i, t in enumerate(examples)}, place(EXAMPLE))
-            save_file(_plain(named_statistics(members, statistics)), place(STATISTICS))
-            place(GRAPH).write_text(json.dumps(programs))
-            main["sha256"] = {name: _digest(place(name)) for name in (WEIGHTS, EXAMPLE, STATISTICS, GRAPH)}
-            place(MAIN).write_text(json.dumps(main, indent=1))
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be written ({error}); what was there before is untouched") from error
+    (folder / MAIN).write_text(json.dumps(main, indent=1))
 
 
 def save_statistics(
@@ -126,18 +143,19 @@ def save_statistics(
         CheckpointError: the folder cannot be read or written, or holds other tensors.
     """
     path, members = Path(path), list(statistics)
-    main, there = _json(path / MAIN), _tensors(path / WEIGHTS)
+    main = read_main(path)
+    there = _weights(path, "", files_of(path / MAIN, main))
     same = there.keys() == set(tensors) and all(torch.equal(there[n], tensors[n].detach().cpu()) for n in there)
-    if not same or "sha256" not in main:
+    if not same or main["version"] != VERSION:
         raise CheckpointError(f"{path}: holds other weights than those that were measured: save the model")
     try:
-        with _all_or_nothing(path) as place:
-            save_file(_plain(named_statistics(members, statistics)), place(STATISTICS))
+        with replacing_files(path) as draft:
+            write_all(draft, STATISTICS, named_statistics(members, statistics))
             main["statistics"] = [member.to_json() for member in members]
-            main["sha256"][STATISTICS] = _digest(place(STATISTICS))
-            place(MAIN).write_text(json.dumps(main, indent=1))
+            main["files"] |= describe(draft, [STATISTICS])
+            (draft / MAIN).write_text(json.dumps(main, indent=1))
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be written ({error}); what was there before is untouched") from error
+        raise not_written(path, error) from error
 
 
 def named_statistics(
@@ -147,68 +165,28 @@ def named_statistics(
     return {f"{i}.{name}": tensor for i, member in enumerate(members) for name, tensor in statistics[member].items()}
 
 
-class _all_or_nothing:
-    """Files are written into one draft folder beside the checkpoint and moved into it when all are complete."""
+def read(path: str | Path, inside: str = "", *, verify: bool = False) -> Contents:
+    """Read a checkpoint folder. Weights are mapped into memory: those that are not used are not read.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._manager = replacing(path / ".complete")
-
-    def __enter__(self) -> Any:
-        self._draft = self._manager.__enter__()
-        self._draft.mkdir()
-        return lambda name: self._draft / name
-
-    def __exit__(self, *error: Any) -> None:
-        try:
-            if error[0] is None:
-                self._exchange()
-                shutil.rmtree(self._draft)
-                self._draft.touch()
-        except OSError:
-            self._manager.__exit__(*sys.exc_info())
-            raise
-        self._manager.__exit__(*error)
-        (self._path / ".complete").unlink(missing_ok=True)
-
-    def _exchange(self) -> None:
-        """Move the new files into place; where one cannot be moved, all the old ones come back."""
-        files = sorted(self._draft.iterdir(), key=lambda file: file.name == MAIN)
-        aside = self._draft / "old"
-        aside.mkdir()
-        try:
-            for file in files:
-                place = self._path / file.name
-                if place.exists():
-                    place.replace(aside / file.name)
-                file.replace(place)
-        except OSError:
-            for old in aside.iterdir():
-                old.replace(self._path / old.name)
-            raise
-
-
-def _plain(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensors[name].detach().contiguous().cpu().clone() for name in tensors}
-
-
-def read(path: str | Path) -> Contents:
-    """Read a checkpoint folder.
+    Args:
+        path: the folder.
+        inside: where in it the files are: `parts/0/` of a model in parts.
+        verify: read every file whole to compare its checksum, see `manifest.check`.
 
     Raises:
         CheckpointError: it is missing, damaged, inconsistent, or of a newer version.
     """
     path = Path(path)
-    main = _json(path / MAIN)
-    if main.get("format") != "sortify":
-        raise CheckpointError(f"{path / MAIN}: this is no sortify checkpoint")
-    if main.get("version") != VERSION:
-        raise CheckpointError(
-            f"{path / MAIN}: format version {main.get('version')!r}, this sortify reads {VERSION}: install a newer one"
-        )
-    _check_files(path, main)
+    main = read_main(path, inside)
+    files = files_of(path / MAIN, main)
+    weights = weight_files(MODEL, files)
+    others = {GRAPH, EXAMPLE, STATISTICS}
+    _require(
+        bool(weights) and others <= set(files), path / MAIN, f"weights, {', '.join(sorted(others))} among its files"
+    )
+    check(path, inside, files, verify)
     try:
-        return _contents(path, main)
+        return _contents(path, inside, main, _weights(path, inside, files))
     except CheckpointError:
         raise
     except Exception as error:  # whatever a damaged file makes of these readers, the user gets one line
@@ -216,57 +194,24 @@ def read(path: str | Path) -> Contents:
         raise CheckpointError(f"{path}: damaged checkpoint ({type(error).__name__}: {text})") from error
 
 
-def _contents(path: Path, main: Mapping[str, Any]) -> Contents:
-    programs = {mode: _program(data) for mode, data in _json(path / GRAPH).items()}
-    _require(set(programs) == {"train", "eval"}, path / GRAPH, f"the graphs train and eval, found {sorted(programs)}")
-    tensors = _tensors(path / WEIGHTS)
-    _check_weights(path / WEIGHTS, main["tensors"], tensors)
+def _weights(path: Path, inside: str, files: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    return read_tensors(newest(path, inside + name) for name in weight_files(MODEL, files))
+
+
+def _contents(path: Path, inside: str, main: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Contents:
+    graph, example, statistics = (newest(path, inside + name) for name in (GRAPH, EXAMPLE, STATISTICS))
+    programs = {mode: _program(data) for mode, data in read_json(graph).items()}
+    _require(set(programs) == {"train", "eval"}, graph, f"the graphs train and eval, found {sorted(programs)}")
+    _check_weights(path / f"{MODEL}.safetensors", main["tensors"], tensors)
     tensors = {name: tensors[name] for name in main["tensors"]}  # in the original order
     norms = main.get("norms", OWN)
     _require(norms in (OWN, FROZEN), path / MAIN, f"norms that are {OWN} or {FROZEN}, found {norms!r}")
-    blueprint = _blueprint(main, programs).with_frozen_norms(norms == FROZEN)
+    blueprint = _blueprint(path / inside, main, programs).with_frozen_norms(norms == FROZEN)
     _check_plan(path / MAIN, blueprint, tensors)
-    _check_programs(path / GRAPH, blueprint)
-    blueprint.sorted_runners  # noqa: B018 - builds the graphs now, so that a damaged plan shows here
-    examples = _examples(path / EXAMPLE, blueprint.signature)
-    return Contents(blueprint, tensors, examples, _statistics(path / STATISTICS, main["statistics"], blueprint))
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _check_files(path: Path, main: Mapping[str, Any]) -> None:
-    """Every file must be the one that was written with `sortify.json`."""
-    expected = main.get("sha256")
-    if not isinstance(expected, dict) or set(expected) != {WEIGHTS, EXAMPLE, STATISTICS, GRAPH}:
-        raise CheckpointError(f"{path / MAIN}: damaged checkpoint (the list of checksums is missing)")
-    for name, digest in expected.items():
-        try:
-            found = _digest(path / name)
-        except OSError as error:
-            raise CheckpointError(
-                f"{path / name}: cannot be read ({error.strerror}); the checkpoint is incomplete"
-            ) from error
-        if found != digest:
-            raise CheckpointError(
-                f"{path / name}: its checksum is not the one in {MAIN}; the file is damaged or of another checkpoint"
-            )
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(file.read_text())
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{file}: not found; make a checkpoint with `sortify convert SOURCE -o {file.parent}`"
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file}: cannot be read ({error})") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{file}: expected a JSON object, found {type(data).__name__}")
-    return data
+    _check_programs(graph, blueprint)
+    blueprint.sorted_runners["eval"]  # made now, so that a damaged plan shows here; that of train when it is used
+    examples = _examples(example, blueprint.signature)
+    return Contents(blueprint, tensors, examples, _statistics(statistics, main["statistics"], blueprint))
 
 
 def _program(data: Mapping[str, Any]) -> Program:
@@ -275,7 +220,7 @@ def _program(data: Mapping[str, Any]) -> Program:
     )
 
 
-def _blueprint(main: Mapping[str, Any], programs: Mapping[str, Program]) -> Blueprint:
+def _blueprint(path: Path, main: Mapping[str, Any], programs: Mapping[str, Program]) -> Blueprint:
     plan = Plan.from_json(main["plan"])
     ordered = main.get("ordered") or {"units": None, "blocks": False}
     return Blueprint(
@@ -291,16 +236,8 @@ def _blueprint(main: Mapping[str, Any], programs: Mapping[str, Program]) -> Blue
         profile=Profile.from_json(main["profile"]) if main.get("profile") else None,
         ordered=ordered["units"],
         blocks_ranked=bool(ordered["blocks"]),
+        read_from=str(path),
     )
-
-
-def _tensors(file: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(file)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{file}: not found; the checkpoint is incomplete") from error
-    except (OSError, SafetensorError, ValueError) as error:
-        raise CheckpointError(f"{file}: cannot be read ({error}); the file is damaged") from error
 
 
 # -- what belongs together ----------------------------------------------------------------------------------------
@@ -342,6 +279,7 @@ def _check_plan(file: Path, blueprint: Blueprint, tensors: Mapping[str, torch.Te
     literals = [x for items in plan.literals.values() for x in items]
     for dim in [*(dim for dims in plan.shapes.values() for dim in dims), *(x.dim for x in literals)]:
         _require(all(sizes.get(a.axis) == a.size for a in axes_of(dim)), file, f"the sizes of the axes in {dim}")
+    _require(set(plan.literals) == set(blueprint.programs), file, "size arguments of the train and the eval graph")
     for mode, items in plan.literals.items():
         nodes = {node.name for node in blueprint.programs[mode].graph.nodes}
         _require({x.node for x in items} <= nodes, file, f"size arguments of nodes of the {mode} graph")
@@ -371,7 +309,7 @@ def _check_programs(file: Path, blueprint: Blueprint) -> None:
 
 
 def _examples(file: Path, signature: Signature) -> tuple[torch.Tensor, ...]:
-    found = _tensors(file)
+    found = read_tensors([file])
     wanted = [str(i) for i in range(len(signature.specs))]
     _require(sorted(found) == sorted(wanted), file, f"the tensors {', '.join(wanted)}, found {', '.join(found)}")
     for name, spec, key in zip(signature.tensor_names, signature.specs, wanted, strict=True):
@@ -384,7 +322,7 @@ def _examples(file: Path, signature: Signature) -> tuple[torch.Tensor, ...]:
 
 def _statistics(file: Path, listed: list[Any], blueprint: Blueprint) -> dict[Subnet, dict[str, torch.Tensor]]:
     """Measured statistics by sub-network, each tensor of the sub-network's own size."""
-    found = _tensors(file)
+    found = read_tensors([file])
     names = running_statistics(blueprint.programs["eval"])
     result: dict[Subnet, dict[str, torch.Tensor]] = {}
     for number, data in enumerate(listed):

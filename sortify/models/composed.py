@@ -10,25 +10,23 @@ import copy
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
 from sortify.capture.exporting import first_line, run_untouched
-from sortify.capture.prepare import NOTHING, Example, LeftOut, unwrap
+from sortify.capture.prepare import NOTHING, Example, LeftOut
 from sortify.costs.cost import Cost
 from sortify.difference import difference
-from sortify.errors import CaptureError, CheckpointError, InputError, SortifyError
+from sortify.errors import CaptureError, InputError, SortifyError
 from sortify.graph.signature import Signature
 from sortify.models import calibration, composed_checkpoint
 from sortify.models.merging import Part, inside, merge_costs, merge_plans, split
 from sortify.models.places import carry, outside, stand_for
 from sortify.models.scope import Scope
-from sortify.models.scores import read_scores
 from sortify.models.sorted_model import SortedModel
-from sortify.models.sorted_model import load as load_whole
+from sortify.models.tensor_files import LARGEST
 from sortify.network.blueprint import Blueprint
 from sortify.network.extract import ExtractedModel
 from sortify.network.network import STATISTICS
@@ -301,7 +299,7 @@ class ComposedModel(SortedModel):
         for part in self._parts:
             part.model.record_order(by)
 
-    def save(self, path: Any) -> None:
+    def save(self, path: Any, max_shard_size: int | str = LARGEST) -> None:
         """Write the parts and all other tensors to a folder that `sortify.load(path, module=original)` reads."""
         contents = composed_checkpoint.Contents(
             self._parts,
@@ -315,7 +313,7 @@ class ComposedModel(SortedModel):
             self._source,
             self._space.profile,
         )
-        composed_checkpoint.save(path, contents)
+        composed_checkpoint.save(path, contents, max_shard_size)
 
     def save_statistics(self, path: Any) -> None:
         """As `save`: the folder holds nothing else that could have changed."""
@@ -431,58 +429,3 @@ def _call(model: ComposedModel, batch: Any) -> Any:
         pair = isinstance(batch, (tuple, list)) and len(batch) == 2
         args, kwargs = ((batch[0] if pair else batch),), {}
     return model(*args, **kwargs)
-
-
-def load(path: str | Path, module: nn.Module | None = None, *, runnable: bool = True) -> SortedModel:
-    """Read a model that `SortedModel.save` wrote. Runs no code from the folder and traces nothing.
-
-    Args:
-        path: the folder.
-        module: the original module, for a model in parts: its code runs between them. Its weights are not used.
-        runnable: False reads a model in parts without the original, to look at.
-
-    Raises:
-        CheckpointError: the folder is missing, damaged, or of a newer version, or the original is missing or another.
-    """
-    if not composed_checkpoint.is_in_parts(path):
-        return load_whole(path)
-    if module is None and runnable:
-        raise CheckpointError(
-            f"{path}: this model was converted in parts, and the original's code runs between them: "
-            f"give the original, load(path, module=original)"
-        )
-    found = composed_checkpoint.read(path)
-    whole = None if module is None else _filled(path, module, found)
-    model = ComposedModel(
-        whole, found.parts, found.left, found.signature, found.examples, found.rest_parameters, found.source
-    )
-    if found.trained is not None:
-        model.record_trained(found.trained)
-    if found.profile is not None:
-        model.record_profile(found.profile)
-    model.take_statistics(found.statistics)
-    model.activate()
-    model.record_scores(read_scores(path))
-    return model.eval()
-
-
-def _filled(path: str | Path, module: nn.Module, found: composed_checkpoint.Contents) -> nn.Module:
-    """A copy of the original with the saved parts and tensors in place."""
-    module, _ = unwrap(module)
-    try:
-        places = {}
-        for part in found.parts:
-            old = module.get_submodule(part.path)
-            theirs = {name: tuple(t.shape) for name, t in old.state_dict().items()}
-            ours = {name: tuple(t.shape) for name, t in part.model.state_dict().items()}
-            if ours != theirs:
-                raise CheckpointError(f"{path}: {part.path} of the given module has other tensors than the saved one")
-            places[id(old)] = carry(old, part.model)
-        whole = copy.deepcopy(module, {**places})
-        own = dict([*whole.named_parameters(), *whole.named_buffers()])
-        with torch.no_grad():
-            for name, tensor in found.rest.items():
-                own[name].copy_(tensor)
-    except (AttributeError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: the given module is not the one that was converted ({error})") from error
-    return whole

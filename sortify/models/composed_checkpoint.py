@@ -2,16 +2,15 @@
 
     sortify.json         kind "parts", the paths of the parts, what was left, signature, trained levels, checksums
     parts/0, parts/1...  a checkpoint per part
-    rest.safetensors     every saved tensor outside the parts, by original name
+    rest.safetensors     every saved tensor outside the parts, by original name; in several files where it is large
     example.safetensors  the example inputs
     statistics.safetensors  recalibrated batch-norm statistics, by sub-network of the whole
 
-`sortify.json` is written last and holds checksums of everything else: a save that was cut short is refused.
+All files, those of the parts too, take their places in one step.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,18 +19,20 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from sortify.errors import CheckpointError
-from sortify.files import replacing
+from sortify.files import newest, replacing_files
 from sortify.graph.signature import Signature
-from sortify.models.checkpoint import EXAMPLE, MAIN, STATISTICS, VERSION, named_statistics
+from sortify.models import checkpoint
+from sortify.models.checkpoint import EXAMPLE, STATISTICS, named_statistics, not_written
+from sortify.models.manifest import MAIN, VERSION, check, describe, files_of, read_json, read_main, written
 from sortify.models.merging import Part
-from sortify.models.sorted_model import load as load_one
+from sortify.models.sorted_model import made_of
+from sortify.models.tensor_files import LARGEST, read_tensors, weight_files, write_all, write_tensors
 from sortify.space.profile import Profile
 from sortify.space.space import Subnet, Trained
 
-KIND, REST, FOLDER = "parts", "rest.safetensors", "parts"
+KIND, REST, FOLDER = "parts", "rest", "parts"
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,89 +59,94 @@ class Contents:
     profile: Profile | None = None
 
 
-def save(path: str | Path, contents: Contents) -> None:
+def save(path: str | Path, contents: Contents, largest: int | str = LARGEST) -> None:
     """Write a folder.
 
+    Args:
+        path: the folder.
+        contents: what it is to hold.
+        largest: bytes that a file of weights may hold, see `write_tensors`.
+
     Raises:
-        CheckpointError: it cannot be written.
+        CheckpointError: it cannot be written; it then holds what it held before.
     """
     path = Path(path)
-    folders = {f"{FOLDER}/{number}": part for number, part in enumerate(contents.parts)}
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        for folder, part in folders.items():
-            part.model.save(path / folder)
-        _write(path / REST, contents.rest)
-        _write(path / EXAMPLE, {str(i): tensor for i, tensor in enumerate(contents.examples)})
-        members = list(contents.statistics)
-        _write(path / STATISTICS, named_statistics(members, contents.statistics))
-        files = [REST, EXAMPLE, STATISTICS, *(f"{folder}/{MAIN}" for folder in folders)]
-        main = {
-            "format": "sortify",
-            "version": VERSION,
-            "kind": KIND,
-            "source": contents.source,
-            "parts": {folder: [part.path, part.calls] for folder, part in folders.items()},
-            "left": dict(contents.left),
-            "signature": contents.signature.to_json(),
-            "rest_parameters": contents.rest_parameters,
-            "statistics": [subnet.to_json() for subnet in members],
-            "trained": contents.trained.to_json() if contents.trained else None,
-            "profile": contents.profile.to_json() if contents.profile else None,
-            "sha256": {file: _digest(path / file) for file in files},
-        }
-        with replacing(path / MAIN) as draft:
-            draft.write_text(json.dumps(main, indent=1))
+        with replacing_files(path, written(path)) as draft:
+            _write(draft, contents, largest)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be written ({error})") from error
+        raise not_written(path, error) from error
 
 
-def _write(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    with replacing(file) as draft:
-        save_file({name: t.detach().contiguous().cpu().clone() for name, t in tensors.items()}, draft)
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _write(draft: Path, contents: Contents, largest: int | str) -> None:
+    folders = {f"{FOLDER}/{number}": part for number, part in enumerate(contents.parts)}
+    for folder, part in folders.items():
+        (draft / folder).mkdir(parents=True)
+        model = part.model
+        checkpoint.write(
+            draft / folder, model.blueprint, model.tensors, model.example_tensors, model.statistics, largest
+        )
+    members = list(contents.statistics)
+    files = [
+        *write_tensors(draft, REST, contents.rest, largest),
+        *write_all(draft, EXAMPLE, {str(i): tensor for i, tensor in enumerate(contents.examples)}),
+        *write_all(draft, STATISTICS, named_statistics(members, contents.statistics)),
+        *(f"{folder}/{MAIN}" for folder in folders),
+    ]
+    main = {
+        "format": "sortify",
+        "version": VERSION,
+        "kind": KIND,
+        "source": contents.source,
+        "parts": {folder: [part.path, part.calls] for folder, part in folders.items()},
+        "left": dict(contents.left),
+        "signature": contents.signature.to_json(),
+        "rest_parameters": contents.rest_parameters,
+        "statistics": [subnet.to_json() for subnet in members],
+        "trained": contents.trained.to_json() if contents.trained else None,
+        "profile": contents.profile.to_json() if contents.profile else None,
+        "files": describe(draft, files),
+    }
+    (draft / MAIN).write_text(json.dumps(main, indent=1))
 
 
 def is_in_parts(path: str | Path) -> bool:
     """Whether a folder holds a model in parts; whatever else it holds, `checkpoint.read` tells."""
     try:
-        main = json.loads((Path(path) / MAIN).read_text())
-    except (OSError, ValueError, RecursionError):
+        return read_json(newest(path, MAIN)).get("kind") == KIND
+    except CheckpointError:
         return False
-    return isinstance(main, dict) and main.get("kind") == KIND
 
 
-def read(path: str | Path) -> Contents:
+def read(path: str | Path, *, verify: bool = False) -> Contents:
     """Read a folder for which `is_in_parts` holds.
+
+    Args:
+        path: the folder.
+        verify: read every file whole to compare its checksum, see `manifest.check`.
 
     Raises:
         CheckpointError: it is damaged, incomplete, or of a newer version.
     """
     path = Path(path)
     try:
-        main = json.loads((path / MAIN).read_text())
-        if main["version"] != VERSION:
-            raise CheckpointError(
-                f"{path / MAIN}: format version {main['version']!r}, this sortify reads {VERSION}: install a newer one"
-            )
-        for file, digest in main["sha256"].items():
-            if _digest(path / file) != digest:
-                raise CheckpointError(
-                    f"{path / file}: its checksum is not the one in {MAIN}: damaged, or of another save"
-                )
-        examples = load_file(path / EXAMPLE)
+        main = read_main(path)
+        files = files_of(path / MAIN, main)
+        if strange := [folder for folder in main["parts"] if f"{folder}/{MAIN}" not in files]:
+            raise CheckpointError(f"{path / MAIN}: damaged checkpoint: {strange[0]!r:.100} is not among its files")
+        check(path, "", files, verify)
+        examples = read_tensors([newest(path, EXAMPLE)])
         return Contents(
-            [Part(place, load_one(path / folder), int(calls)) for folder, (place, calls) in main["parts"].items()],
+            [
+                Part(place, made_of(checkpoint.read(path, f"{folder}/", verify=verify)), int(calls))
+                for folder, (place, calls) in main["parts"].items()
+            ],
             {str(place): str(why) for place, why in main["left"].items()},
             Signature.from_json(main["signature"]),
             [examples[str(i)] for i in range(len(examples))],
-            load_file(path / REST),
+            read_tensors(newest(path, name) for name in weight_files(REST, files)),
             int(main["rest_parameters"]),
-            _statistics(path / STATISTICS, main["statistics"]),
+            _statistics(newest(path, STATISTICS), main["statistics"]),
             Trained.from_json(main["trained"]) if main["trained"] else None,
             main["source"],
             Profile.from_json(main["profile"]) if main.get("profile") else None,
@@ -156,7 +162,7 @@ def _statistics(file: Path, listed: Sequence[Any]) -> dict[Subnet, dict[str, tor
     """Measured statistics by sub-network."""
     found: dict[Subnet, dict[str, torch.Tensor]] = {Subnet.from_json(each): {} for each in listed}
     members = list(found)
-    for name, tensor in load_file(file).items():
+    for name, tensor in read_tensors([file]).items():
         number, _, own = name.partition(".")
         found[members[int(number)]][own] = tensor
     return found

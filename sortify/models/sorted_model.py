@@ -18,8 +18,8 @@ from sortify.depth import Chain
 from sortify.errors import SortifyError
 from sortify.models import calibration, checkpoint, profiling
 from sortify.models.scope import NOTED, STANDING_IN, TOGETHER, Scope
-from sortify.models.scores import read_scores
 from sortify.models.switching import Switched
+from sortify.models.tensor_files import LARGEST
 from sortify.network import exits, extract
 from sortify.network.blueprint import Blueprint
 from sortify.network.compiled import Compiler
@@ -55,8 +55,10 @@ class SortedModel(Switched):
         tensors: Mapping[str, torch.Tensor],
         examples: Sequence[torch.Tensor],
         report: proof.Report | None = None,
+        *,
+        owned: bool = False,
     ) -> None:
-        super().__init__(tensors, blueprint.infos, blueprint.aliases, blueprint.signature)
+        super().__init__(tensors, blueprint.infos, blueprint.aliases, blueprint.signature, owned=owned)
         self.blueprint = blueprint
         self.report = report
         self.example_tensors = tuple(t.detach().clone() for t in examples)
@@ -387,19 +389,23 @@ class SortedModel(Switched):
         """Note which groups and levels were trained: budgets choose among them from now on."""
         self.blueprint = self.blueprint.with_trained(trained)
 
-    def save(self, path: str | Path) -> None:
-        """Write the model to a folder that `sortify.load` reads: safetensors, JSON, graphs; no pickle."""
-        checkpoint.save(path, self.blueprint, self.tensors, self.example_tensors, self._statistics)
+    def save(self, path: str | Path, max_shard_size: int | str = LARGEST) -> None:
+        """Write the model to a folder that `sortify.load` reads: safetensors, JSON, graphs; no pickle.
+
+        Args:
+            path: the folder; files of others in it stay.
+            max_shard_size: bytes that a file of weights may hold (`"5GB"`); larger weights are written to several.
+
+        Raises:
+            CheckpointError: the disk refuses, or there is nothing to write; the folder then holds what it held before.
+        """
+        checkpoint.save(
+            path, self.blueprint, self.tensors, self.example_tensors, self._statistics, largest=max_shard_size
+        )
 
 
-def load(path: str | Path) -> SortedModel:
-    """Read a model that `SortedModel.save` wrote. Runs no code from the folder and traces nothing.
-
-    Raises:
-        CheckpointError: the folder is missing, damaged, or of a newer version.
-    """
-    found = checkpoint.read(path)
-    model = SortedModel(found.blueprint, found.tensors, found.examples)
-    model.record_scores(read_scores(path))
+def made_of(found: checkpoint.Contents) -> SortedModel:
+    """The model that a checkpoint holds, in evaluation mode; it takes the tensors that were read."""
+    model = SortedModel(found.blueprint, found.tensors, found.examples, owned=True)
     model.take_statistics(found.statistics)
     return model.eval()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -11,6 +11,7 @@ from torch import fx, nn
 from sortify.capture.capture import TensorInfo
 from sortify.capture.lifting import Program
 from sortify.costs.cost import CostModel
+from sortify.errors import CheckpointError
 from sortify.graph.signature import Signature
 from sortify.network.network import Runner
 from sortify.network.norms import frozen
@@ -19,6 +20,24 @@ from sortify.rewriting.rewrite import rewrite
 from sortify.sources.origin import Origin
 from sortify.space.profile import Profile
 from sortify.space.space import Space, Trained
+
+
+class Runners(Mapping[str, Runner]):
+    """Executable graphs by mode; each is made when it is first asked for."""
+
+    def __init__(self, modes: Collection[str], make: Callable[[str], Runner]) -> None:
+        self._modes, self._make, self._made = tuple(modes), make, dict[str, Runner]()
+
+    def __getitem__(self, mode: str) -> Runner:
+        if mode not in self._made and mode in self._modes:
+            self._made[mode] = self._make(mode)
+        return self._made[mode]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._modes)
+
+    def __len__(self) -> int:
+        return len(self._modes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +55,7 @@ class Blueprint:
         ordered: the measure by which units were sorted last, if they were; blocks_ranked: whether blocks were, too.
         origin: the class and the settings of the library that it comes from, where that is known.
         thawed: the train graph as it was captured, where that among the programs has frozen norms.
+        read_from: the folder of a model that was saved.
     """
 
     programs: Mapping[str, Program]
@@ -51,22 +71,39 @@ class Blueprint:
     blocks_ranked: bool = False
     origin: Origin | None = None
     thawed: Program | None = None
+    read_from: str | None = None
 
     @cached_property
-    def sorted_runners(self) -> dict[str, Runner]:
-        """The rewritten graphs; they take the sizes of the active sub-network first."""
-        return {
-            mode: Runner(rewrite(program, self.plan, mode, self.infos), program.tensors, program.outputs)
-            for mode, program in self.programs.items()
-        }
+    def sorted_runners(self) -> Runners:
+        """The rewritten graphs; they take the sizes of the active sub-network first.
+
+        Asking for one of a damaged file raises CheckpointError.
+        """
+        return Runners(self.programs, self._rewritten)
+
+    def _rewritten(self, mode: str) -> Runner:
+        program = self.programs[mode]
+        try:
+            module = rewrite(program, self.plan, mode, self.infos)
+        except Exception as error:
+            if self.read_from is None:
+                raise
+            text = " ".join(str(error).split())
+            raise CheckpointError(
+                f"{self.read_from}: damaged checkpoint: the plan does not fit the {mode} graph "
+                f"({type(error).__name__}: {text})"
+            ) from error
+        return Runner(module, program.tensors, program.outputs)
 
     @cached_property
-    def plain_runners(self) -> dict[str, Runner]:
+    def plain_runners(self) -> Runners:
         """The captured graphs as they came."""
-        return {
-            mode: Runner(fx.GraphModule(nn.Module(), program.graph), program.tensors, program.outputs)
-            for mode, program in self.programs.items()
-        }
+
+        def made(mode: str) -> Runner:
+            program = self.programs[mode]
+            return Runner(fx.GraphModule(nn.Module(), program.graph), program.tensors, program.outputs)
+
+        return Runners(self.programs, made)
 
     @cached_property
     def space(self) -> Space:

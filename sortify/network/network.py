@@ -115,12 +115,21 @@ class GraphModule(nn.Module):
         infos: Mapping[str, TensorInfo],
         aliases: Mapping[str, str],
         signature: Signature,
+        *,
+        owned: bool = False,
     ) -> None:
+        """Make the tree.
+
+        Args:
+            tensors: by original name; infos: what each is; aliases: further names of tied ones.
+            signature: how calls become tensors.
+            owned: the tensors are nobody else's: they are taken as they are, not copied.
+        """
         super().__init__()
         self.signature = signature
         self._infos = dict(infos)
         self._aliases = dict(aliases)
-        hold(self, _tree(tensors, infos, aliases))
+        hold(self, _tree(tensors, infos, aliases, owned))
         self._store = TensorStore({name: _place(self, name) for name in infos})
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -146,14 +155,14 @@ def hold(module: nn.Module, tree: nn.Module) -> None:
 
 
 def _tree(
-    tensors: Mapping[str, torch.Tensor], infos: Mapping[str, TensorInfo], aliases: Mapping[str, str]
+    tensors: Mapping[str, torch.Tensor], infos: Mapping[str, TensorInfo], aliases: Mapping[str, str], owned: bool
 ) -> nn.Module:
     root = nn.Module()
     made: dict[str, Any] = {}
     for name in [*tensors, *aliases]:
         first = aliases.get(name, name)
         if first not in made:
-            value = tensors[first].detach().clone()
+            value = tensors[first].detach() if owned else tensors[first].detach().clone()
             parameter = infos[first].kind == "parameter"
             made[first] = nn.Parameter(value, infos[first].requires_grad) if parameter else value
         path, _, key = name.rpartition(".")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sortify.evaluate import Evaluation, read_evaluation
 from sortify.files import replacing
-from sortify.models.composed import load
+from sortify.models.loading import load
 from sortify.models.scores import FILE_NAME
 from sortify.models.sorted_model import SortedModel
 from sortify.reporting import model as report_model

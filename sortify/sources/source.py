@@ -15,7 +15,7 @@ import re
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,16 @@ import torch
 from torch import nn
 
 from sortify.errors import SourceError
+from sortify.sources.archive import is_archive
 from sortify.sources.inputs import Inputs, example_inputs_for, parse_inputs
-from sortify.sources.trust import allowed_globals, check_program
+from sortify.sources.trust import allowed_globals, check_program, check_weights
 
 __all__ = ["Inputs", "Source", "example_inputs_for", "load_source"]
 _FORMS = "model.pt, model.pt2, timm/NAME, torchvision/NAME, transformers/DIR or package.module:factory"
+FACTOR, SPARE = 8, 2**28
+"""A model may take so many times the bytes of its weights' files, and so many bytes more."""
+TENSOR, SPARE_TENSORS, MOST_TENSORS = 32, 1000, 200_000
+"""It may have a tensor for so many bytes of the files, some more, and never more than the last of these."""
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*\Z")
 
 
@@ -50,7 +55,7 @@ class Source:
     name: str
 
 
-def load_source(text: str, *, trust: bool = False, input: str | None = None) -> Source:
+def load_source(text: str, *, trust: bool = False, allow: Collection[str] = (), input: str | None = None) -> Source:
     """Find and load the model that `text` names.
 
     Args:
@@ -58,6 +63,8 @@ def load_source(text: str, *, trust: bool = False, input: str | None = None) -> 
             transformers/DIR (a folder made by save_pretrained), or package.module:factory, a function without
             arguments that returns a module or (module, example_inputs); the working folder is importable.
         trust: load a file even if it asks for more than known layers and models. This runs its code.
+        allow: classes of one's own that a pickled module may hold (`package.module.Class`), or packages of such; they
+            are imported, from the working folder too.
         input: example inputs as text, see `parse_inputs`; else the source's own, else inferred.
 
     Raises:
@@ -67,7 +74,7 @@ def load_source(text: str, *, trust: bool = False, input: str | None = None) -> 
     if text.endswith(".pt2"):
         return _with_inputs(_load_program(text, trust), input)
     if text.endswith((".pt", ".pth")):
-        module, name = _load_pickled(text, trust), Path(text).stem
+        module, name = _load_pickled(text, trust, allow), Path(text).stem
     elif text.startswith("timm/"):
         module, name = _make_timm(text.removeprefix("timm/")), text.removeprefix("timm/")
     elif text.startswith("torchvision/"):
@@ -112,14 +119,14 @@ def _check_file(path: str) -> None:
         raise SourceError(f"'{path}' cannot be read: permission denied")
 
 
-def _load_pickled(path: str, trust: bool) -> nn.Module:
+def _load_pickled(path: str, trust: bool, allow: Collection[str]) -> nn.Module:
     _check_file(path)
-    if not trust and not zipfile.is_zipfile(path):
+    if not trust and not is_archive(path):
         raise SourceError(f"'{path}' is damaged, truncated, or no file of torch.save(module, path)")
-    with _importable_here(), warnings.catch_warnings():
+    with _importable_here() if trust or allow else contextlib.nullcontext(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            loaded = _unpickle(path, trust)
+            loaded = _unpickle(path, trust, allow)
         except SourceError:
             raise
         except Exception as error:
@@ -136,18 +143,18 @@ def _load_pickled(path: str, trust: bool) -> nn.Module:
     raise SourceError(f"'{path}' holds a {type(loaded).__name__}, not a torch.nn.Module")
 
 
-def _unpickle(path: str, trust: bool) -> Any:
+def _unpickle(path: str, trust: bool, allow: Collection[str]) -> Any:
     if trust:
         return torch.load(path, map_location="cpu", weights_only=False)
     if any(name.endswith("constants.pkl") for name in zipfile.ZipFile(path).namelist()):
         raise SourceError(f"'{path}' is a TorchScript program: save the module with torch.save or torch.export.save")
-    with torch.serialization.safe_globals(allowed_globals(path)):
+    with torch.serialization.safe_globals(allowed_globals(path, allow)):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _load_program(path: str, trust: bool) -> Source:
     _check_file(path)
-    if not zipfile.is_zipfile(path):
+    if not is_archive(path):
         raise SourceError(f"'{path}' is damaged, truncated, or no file of torch.export.save")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -181,6 +188,7 @@ def _load_transformers(folder: Path) -> nn.Module:
 
     local = {"local_files_only": True, "trust_remote_code": False}
     try:
+        largest = _check_folder(folder)
         config = transformers.AutoConfig.from_pretrained(folder, **local)
         names = list(getattr(config, "architectures", None) or [])
         found = getattr(transformers, names[0], None) if names else None
@@ -188,7 +196,8 @@ def _load_transformers(folder: Path) -> nn.Module:
             raise SourceError(
                 f"'{folder}/config.json' names the architecture {names}, which transformers does not have"
             )
-        model = found.from_pretrained(folder, config=config, local_files_only=True)
+        with _no_larger(folder, largest):
+            model = found.from_pretrained(folder, config=config, local_files_only=True)
     except SourceError:
         raise
     except Exception as error:
@@ -196,6 +205,45 @@ def _load_transformers(folder: Path) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise SourceError(f"'{folder}' gives a {type(model).__name__}, not a torch.nn.Module")
     return model
+
+
+def _check_folder(folder: Path) -> int:
+    """Look through the files of a transformers folder; returns how many bytes of weights it has.
+
+    Raises:
+        SourceError: a file is none, or weights are pickled with more than tensors.
+    """
+    files = [path for path in folder.iterdir() if not path.is_dir()]
+    if strange := [path for path in files if not path.is_file()]:
+        raise SourceError(f"'{strange[0]}' is no ordinary file")
+    pickled = [path for path in files if path.suffix in (".bin", ".pt", ".pth")]
+    for path in pickled if not any(path.suffix == ".safetensors" for path in files) else ():
+        check_weights(str(path))
+    return sum(path.stat().st_size for path in files)
+
+
+@contextlib.contextmanager
+def _no_larger(folder: Path, size: int) -> Iterator[None]:
+    """Stop the making of a model that is much larger than its weights: its config would take all memory."""
+    left = [FACTOR * size + SPARE, min(size // TENSOR + SPARE_TENSORS, MOST_TENSORS)]
+
+    def count(module: nn.Module, name: str, tensor: torch.Tensor | None) -> None:
+        if tensor is not None:
+            left[0] -= tensor.nbytes
+            left[1] -= 1
+        if min(left) < 0:
+            raise SourceError(f"'{folder}/config.json' describes a model that is much larger than its weights")
+
+    hooks = torch.nn.modules.module
+    handles = [
+        hooks.register_module_parameter_registration_hook(count),
+        hooks.register_module_buffer_registration_hook(count),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 # ------------------------------------------------------------------------------------------------ names

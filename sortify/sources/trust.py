@@ -1,8 +1,7 @@
 """What a model file may ask for without being trusted: known layers and models of known packages, nothing that acts.
 
-A pickle is a program. Before torch's restricted unpickler sees a file, its instructions are followed here on paper:
-every name that it asks for must be on the allow-list, and what it calls while loading must be one of torch's own
-rebuilding functions. Constructors of layers are never called; a `functools.partial` may hold a known layer only.
+A pickle is a program. Before torch's restricted unpickler sees a file, its instructions are followed on paper
+(`pickles`), and the archive that it is in is looked through (`archive`).
 An exported program is an archive of JSON and raw tensors that torch reads with pickle and sympy in places; the same
 care is taken there. With `--trust` none of this is looked at.
 """
@@ -13,11 +12,10 @@ import enum
 import importlib
 import io
 import json
-import pickletools
 import re
+import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
@@ -25,6 +23,8 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from sortify.errors import CheckpointError, SourceError
 from sortify.graph.graphs import find_target, function_names
+from sortify.sources.archive import check_archive
+from sortify.sources.pickles import FUNCTION_HOMES, PARTIAL, check_pickle, within
 
 _CLASS_HOMES = (
     "torch.nn.modules",
@@ -36,30 +36,30 @@ _CLASS_HOMES = (
     "transformers.models",
     "transformers.pytorch_utils",
 )
-_PARTIAL_HOMES = ("torch.nn.modules", "torchvision.models", "torchvision.ops", "timm.layers")
 _CONFIG_BASES = ("PretrainedConfig", "PreTrainedConfig")
 _OTHER_CLASSES = ("transformers.generation.configuration_utils.GenerationConfig",)
 _ACTIVATIONS = """celu elu gelu glu hardshrink hardsigmoid hardswish hardtanh leaky_relu log_sigmoid log_softmax
 logsigmoid mish relu relu6 rrelu selu sigmoid silu softmax softmin softplus softshrink softsign tanh tanhshrink"""
-_FUNCTION_HOMES = ("torch.nn.functional", "torch._C._nn")
-_PARTIAL = "functools.partial"
 
 
-def _within(module: str, homes: Iterable[str]) -> bool:
-    return any(module == home or module.startswith(home + ".") for home in homes)
+def find_allowed(name: str, own: Collection[str] = ()) -> Any:
+    """The layer, model, configuration, enumeration or activation called `name`; None if it is not on the allow-list.
 
-
-def find_allowed(name: str) -> Any:
-    """The layer, model, configuration, enumeration or activation called `name`; None if it is not on the allow-list."""
+    Args:
+        name: with its module.
+        own: classes that are allowed as well, or the packages and modules of such.
+    """
     module, _, attribute = name.rpartition(".")
-    is_function = module in _FUNCTION_HOMES and attribute in _ACTIVATIONS.split()
-    if name != _PARTIAL and name not in _OTHER_CLASSES and not is_function and not _within(module, _CLASS_HOMES):
+    if any(name == each or module == each or module.startswith(f"{each}.") for each in own):
+        return _own_class(module, attribute)
+    is_function = module in FUNCTION_HOMES and attribute in _ACTIVATIONS.split()
+    if name != PARTIAL and name not in _OTHER_CLASSES and not is_function and not within(module, _CLASS_HOMES):
         return None
     try:
         found = getattr(importlib.import_module(module), attribute)
     except Exception:  # absent in this version, or a package that is not installed
         return None
-    if name == _PARTIAL or name in _OTHER_CLASSES or is_function:
+    if name == PARTIAL or name in _OTHER_CLASSES or is_function:
         return found
     if not isinstance(found, type) or (found.__module__, found.__qualname__) != (module, attribute):
         return None
@@ -67,132 +67,47 @@ def find_allowed(name: str) -> Any:
     return found if issubclass(found, (torch.nn.Module, enum.Enum)) or is_config else None
 
 
-def allowed_globals(path: str) -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+def _own_class(module: str, attribute: str) -> Any:
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except Exception:  # whatever importing it raises
+        return None
+    return found if isinstance(found, type) else None
+
+
+def allowed_globals(path: str, own: Collection[str] = ()) -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     """What torch's restricted unpickler must be allowed so that it reads the file, as (object, name).
 
+    Args:
+        path: of the file.
+        own: classes of the user's that are allowed as well, see `find_allowed`.
+
     Raises:
-        SourceError: the file asks for names that are not allowed (all are listed), or calls something while loading.
+        SourceError: the file asks for names that are not allowed (all are listed), or calls something while loading, or
+            declares more than it holds.
     """
-    pairs = [(find_allowed(name), name) for name in sorted(get_unsafe_globals_in_checkpoint(path))]
+    records = check_archive(path)
+    pairs = [(find_allowed(name, own), name) for name in sorted(get_unsafe_globals_in_checkpoint(path))]
     if refused := [name for found, name in pairs if found is None]:
         raise SourceError(
             f"'{path}' asks for {', '.join(refused)}: not among the layers and models of torch, torchvision, timm and "
-            f"transformers; if you trust the file, --trust loads it and runs whatever it holds"
+            f"transformers; --allow takes names of classes of yours; if you trust the file, --trust loads it and runs "
+            f"whatever it holds"
         )
-    check_pickle(torch._C.PyTorchFileReader(path).get_record("data.pkl"), {name for _, name in pairs}, path)
+    called = {name for found, name in pairs if isinstance(found, type) and issubclass(found, enum.Enum)}
+    pickle = torch._C.PyTorchFileReader(path).get_record("data.pkl")
+    check_pickle(pickle, {name for _, name in pairs}, path, called, records)
     return [*pairs]
 
 
-# ------------------------------------------------------------------------------------ pickles, on paper
-
-
-@dataclass(frozen=True)
-class _Name:
-    """A global that the pickle asked for."""
-
-    path: str
-
-
-@dataclass(frozen=True)
-class _Made:
-    """The result of calling a global."""
-
-    path: str
-
-
-_Symbol = _Name | _Made | tuple[Any, ...] | None
-_PUSH_PLAIN = set(
-    "NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 BINFLOAT BINUNICODE SHORT_BINSTRING LONG1 EMPTY_LIST EMPTY_DICT "
-    "EMPTY_SET".split()
-)
-_POP_ONE = {"APPEND": 1, "SETITEM": 2}
-_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-
-
-def check_pickle(data: bytes, granted: set[str], path: str) -> None:
-    """Follow a pickle's instructions without obeying them.
-
-    Args:
-        data: the pickle.
-        granted: names that were allowed for this file, beyond torch's own.
-        path: of the file, for messages.
+def check_weights(path: str) -> None:
+    """Look through a file that torch pickled, which must hold tensors in plain containers and nothing else.
 
     Raises:
-        SourceError: a granted class is called, a partial holds something else than a layer or an activation, or the
-            pickle is damaged.
+        SourceError: it holds something else, or declares more than it holds.
     """
-    try:
-        for complaint in _follow(data, granted):
-            raise SourceError(f"'{path}' {complaint} while loading; if you trust the file, use --trust")
-    except (ValueError, IndexError, KeyError, TypeError) as error:
-        raise SourceError(f"'{path}' is damaged: its pickle cannot be followed ({error})") from error
-
-
-def _follow(data: bytes, granted: set[str]) -> Iterator[str]:
-    """Yield a complaint for each instruction that would call what it should not."""
-    stack: list[_Symbol] = []
-    marks: list[list[_Symbol]] = []
-    memo: dict[int, _Symbol] = {}
-    for opcode, argument, _ in pickletools.genops(data):
-        op = opcode.name
-        if op in _PUSH_PLAIN:
-            stack.append(None)
-        elif op == "GLOBAL":
-            stack.append(_Name(".".join(str(argument).split(" "))))
-        elif op == "EMPTY_TUPLE":
-            stack.append(())
-        elif op in _TUPLES:
-            stack[-_TUPLES[op] :] = [tuple(stack[-_TUPLES[op] :])]
-        elif op == "MARK":
-            marks.append(stack)
-            stack = []
-        elif op in ("TUPLE", "APPENDS", "SETITEMS"):
-            items, stack = stack, marks.pop()
-            if op == "TUPLE":
-                stack.append(tuple(items))
-        elif op in _POP_ONE:
-            del stack[-_POP_ONE[op] :]
-        elif op in ("BINPUT", "LONG_BINPUT"):
-            memo[int(str(argument))] = stack[-1]
-        elif op in ("BINGET", "LONG_BINGET"):
-            stack.append(memo[int(str(argument))])
-        elif op == "BINPERSID":
-            stack[-1] = None
-        elif op in ("REDUCE", "NEWOBJ"):
-            inputs, function = stack.pop(), stack.pop()
-            yield from _judge_call(op, function, inputs, granted)
-            stack.append(_Made(function.path) if isinstance(function, _Name) else None)
-        elif op == "BUILD":
-            state = stack.pop()
-            if stack[-1] == _Made(_PARTIAL):
-                yield from _judge_partial(state)
-        elif op not in ("PROTO", "STOP"):
-            yield f"uses the instruction {op}"
-
-
-def _judge_call(op: str, function: _Symbol, inputs: _Symbol, granted: set[str]) -> Iterator[str]:
-    if not isinstance(function, _Name):
-        yield "calls something that it computed"
-    elif function.path == _PARTIAL:
-        yield from _judge_partial(inputs) if op == "REDUCE" else ["makes a partial of its own"]
-    elif op == "REDUCE" and function.path in granted and not _is_enumeration(function.path):
-        yield f"calls {function.path}"
-    elif function.path == "torch._tensor._rebuild_from_type_v2":
-        first = inputs[0] if isinstance(inputs, tuple) and inputs else None
-        if not isinstance(first, _Name) or not first.path.startswith("torch._utils._rebuild_"):
-            yield "calls a function by way of torch._tensor._rebuild_from_type_v2"
-
-
-def _is_enumeration(path: str) -> bool:
-    found = find_allowed(path)
-    return isinstance(found, type) and issubclass(found, enum.Enum)
-
-
-def _judge_partial(inputs: _Symbol) -> Iterator[str]:
-    first = inputs[0] if isinstance(inputs, tuple) and inputs else None
-    if not isinstance(first, _Name) or not _within(first.path.rpartition(".")[0], (*_PARTIAL_HOMES, *_FUNCTION_HOMES)):
-        held = first.path if isinstance(first, _Name) else "something that it computed"
-        yield f"makes a partial of {held}"
+    records = check_archive(path)
+    check_pickle(torch._C.PyTorchFileReader(path).get_record("data.pkl"), set(), path, records=records)
 
 
 # ------------------------------------------------------------------------------------ exported programs
@@ -200,6 +115,11 @@ def _judge_partial(inputs: _Symbol) -> Iterator[str]:
 _QUOTED = re.compile(r"'\w+'")
 _SYMBOLIC = re.compile(r"[\w\s(),=+\-*/.<>]*\Z")
 _CALLED = re.compile(r"(\w+)\s*\(")
+_HUGE = re.compile(
+    r"\d{20}|\*\*(?!\s*\d(?![\w.]))|\*\*[^*]*\*\*[^*]*\*\*|LShift|Pow(?!\w*\(\s*\w+\s*,\s*\d\s*\))"  # powers of powers
+)
+LONGEST = 10_000
+"""Letters of an expression of sizes, at most."""
 
 
 def check_program(path: str) -> None:
@@ -211,6 +131,7 @@ def check_program(path: str) -> None:
     """
     if "version" in zipfile.ZipFile(path).namelist():
         raise SourceError(f"'{path}' is an exported program of an older torch: export it again, or use --trust")
+    check_archive(path)
     reader = torch._C.PyTorchFileReader(path)
     for record in reader.get_all_records():
         if problem := _find_problem(reader, record):
@@ -239,10 +160,14 @@ def _find_problem(reader: torch._C.PyTorchFileReader, record: str) -> str:
 def _find_pickle_problem(record: str, data: bytes) -> str:
     if not data:
         return ""
-    try:
-        torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
-    except Exception:
-        return f"a pickle of more than tensors ({record})"
+    with tempfile.NamedTemporaryFile(suffix=".pt") as file:
+        file.write(data)
+        file.flush()
+        try:
+            check_weights(file.name)
+            torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+        except Exception:
+            return f"a pickle of more than tensors ({record})"
     return ""
 
 
@@ -288,7 +213,9 @@ def is_symbolic(text: str) -> bool:
     """Whether the text is arithmetic over symbols, as torch writes sizes: no attributes, no calls but of types."""
     plain = _QUOTED.sub("", text)
     return (
-        _SYMBOLIC.match(plain) is not None
+        len(text) <= LONGEST
+        and _HUGE.search(text) is None
+        and _SYMBOLIC.match(plain) is not None
         and "__" not in text
         and re.search(r"\.\s*[A-Za-z_]", plain) is None
         and all(name[0].isupper() for name in _CALLED.findall(plain))
