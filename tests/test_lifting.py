@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -166,3 +167,21 @@ def test_other_autograd_functions_are_named(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(CaptureError, match=r"the autograd function .*ModIndex at .*test_lifting.py:\d+") as refusal:
         capture(Looked(), (torch.randn(4, 8),))
     assert "\n" not in str(refusal.value)
+
+
+def test_a_source_line_names_no_folder_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", ["", str(tmp_path / "lib"), str(tmp_path / "lib" / "site")])
+    monkeypatch.chdir(tmp_path)
+    found = {
+        place: lifting.seen_from_here(str(tmp_path.parent / place)) for place in ("a/b.py", f"{tmp_path.name}/c.py")
+    }
+    assert found == {"a/b.py": "b.py", f"{tmp_path.name}/c.py": "c.py"}
+    assert lifting.seen_from_here(str(tmp_path / "lib" / "site" / "package" / "model.py")) == "package/model.py"
+    assert lifting.seen_from_here(str(tmp_path / "lib" / "module.py")) == "module.py"
+
+
+def test_what_is_saved_names_no_folder_of_the_machine(tmp_path: Path) -> None:
+    sortify(nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)), (torch.rand(2, 8),)).save(tmp_path / "sorted")
+    told = [(tmp_path / "sorted" / name).read_text() for name in ("graph.json", "sortify.json")]
+    folders = [place for place in sys.path if place] + [str(tmp_path)]
+    assert not [place for place in folders for text in told if place in text]
