@@ -82,20 +82,31 @@ def replacing_files(folder: str | Path, old: Collection[str] = ()) -> Iterator[P
 
 
 def settle(folder: str | Path) -> None:
-    """Move the files of a complete save, if they are not in their places yet, see `replacing_files`."""
+    """Move the files of a complete save, if they are not in their places yet, see `replacing_files`.
+
+    Raises:
+        OSError: one of them would be written outside of the folder, or the disk refuses.
+    """
     folder = Path(folder)
     pending = folder / PENDING
     if pending.is_symlink() or not pending.is_dir():
         return
-    with suppress(OSError, ValueError):  # all is moved already, and the folder was being removed
+    with suppress(OSError, ValueError, TypeError):  # all is moved already, and the folder was being removed
         for name in json.loads((pending / _GONE).read_text()):
-            (folder / name).unlink(missing_ok=True)
+            _within(folder, folder / name).unlink(missing_ok=True)
     for file in sorted(path for path in pending.rglob("*") if path.is_file() and path.name != _GONE):
-        place = folder / file.relative_to(pending)
+        place = _within(folder, folder / file.relative_to(pending))
         place.parent.mkdir(parents=True, exist_ok=True)
         os.replace(file, place)
         _sync_folder(place.parent)
     shutil.rmtree(pending)
+
+
+def _within(folder: Path, place: Path) -> Path:
+    """A place in a folder; OSError where `..` or a link leads out of it."""
+    if not place.parent.resolve().is_relative_to(folder.resolve()):
+        raise OSError(f"{place} leads out of {folder}")
+    return place
 
 
 def newest(folder: str | Path, name: str) -> Path:

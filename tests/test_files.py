@@ -183,3 +183,26 @@ def test_what_was_left_over_goes_and_what_is_being_written_stays(tmp_path: Path)
         assert target.read_text() == "second"
     assert target.read_text() == "first"
     assert names(tmp_path) == [other.name, "model.pt"]
+
+
+@pytest.mark.parametrize("gone", ["../kept", "{parent}/kept", "link/kept"])
+def test_what_a_folder_says_is_gone_is_in_it(tmp_path: Path, gone: str) -> None:
+    outside, folder = tmp_path / "kept", tmp_path / "folder"
+    outside.write_text("mine")
+    (folder / files.PENDING).mkdir(parents=True)
+    (folder / "link").symlink_to(tmp_path)
+    (folder / files.PENDING / ".gone").write_text(f'["{gone.format(parent=tmp_path)}"]')
+    settle(folder)
+    assert outside.read_text() == "mine"
+
+
+def test_files_are_not_moved_through_links(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    (folder / files.PENDING / "link").mkdir(parents=True)
+    (folder / files.PENDING / "link" / "kept").write_text("theirs")
+    (folder / files.PENDING / ".gone").write_text("[]")
+    (tmp_path / "kept").write_text("mine")
+    (folder / "link").symlink_to(tmp_path)
+    with pytest.raises(OSError, match="leads out of"):
+        settle(folder)
+    assert (tmp_path / "kept").read_text() == "mine"
