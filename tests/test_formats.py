@@ -352,6 +352,41 @@ def test_an_op_of_another_package_is_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@torch.library.custom_op("sortify_tests::tripled", mutates_args=())
+def tripled(x: torch.Tensor) -> torch.Tensor:
+    return 3 * x
+
+
+@tripled.register_fake
+def _(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+class Triples(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.last(self.first(tripled(x)))
+        return y
+
+
+@pytest.mark.parametrize(
+    ("form", "why"),
+    [
+        ("onnx", r"onnx: torch's exporter cannot write the model: .*sortify_tests"),
+        ("python", "sortify_tests::tripled is"),
+    ],
+)
+def test_an_op_that_a_format_has_not_is_named(form: str, why: str, tmp_path: Path) -> None:
+    examples = (torch.rand(2, 4),)
+    small = sortify(Triples().eval(), examples).extract(budget=1.0)
+    with pytest.raises(SortifyError, match=why):
+        write(small, examples, tmp_path / "small", form)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_outline_tells_structures_apart() -> None:
     x = torch.zeros(2)
     told = {repr(outline(value, [])) for value in ([x], (x,), {"a": x}, {"b": x}, {"a": (x, 1)}, {"a": (x, 2)}, x)}

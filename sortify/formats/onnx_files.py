@@ -45,9 +45,14 @@ def write_onnx(model: ExtractedModel, examples: Sequence[Tensor], target: Path) 
                 program, input_names=given, output_names=made, dynamo=True, verbose=False, optimize=True
             )
     except Exception as error:
-        raise SortifyError(f"onnx: torch's exporter cannot write the model: {first_line(error)}") from error
+        raise SortifyError(f"onnx: torch's exporter cannot write the model: {first_line(_cause(error))}") from error
     _name_sizes(found.model, _sizes(model, program, examples))
     found.save(str(target), external_data=False)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What an error began with: the exporter's own tells how to report it."""
+    return error if error.__cause__ is None else _cause(error.__cause__)
 
 
 def run_onnx(model: ExtractedModel, target: Path, calls: Sequence[Call]) -> list[list[Tensor]]:
