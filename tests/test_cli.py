@@ -460,7 +460,7 @@ def test_an_unexpected_error_is_one_line_with_its_name(walk: Walk, monkeypatch: 
 
 
 def test_ctrl_c_is_one_line(walk: Walk, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(_: Path) -> None:
+    def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sortify, "load", stop)

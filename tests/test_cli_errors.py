@@ -296,8 +296,8 @@ def test_a_full_disk_while_saving(place: Path, monkeypatch: pytest.MonkeyPatch) 
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("sortify.models.checkpoint.save_file", full)
-    refuses(place, "convert model.pt", "sorted: cannot be written", "No space left on device", "untouched")
+    monkeypatch.setattr("sortify.models.tensor_files.save_file", full)
+    refuses(place, "convert model.pt", "sorted: cannot be written", "No space left on device", "the folder holds what was saved there last")
 
 
 # -- sortify.toml -----------------------------------------------------------------------------------------------------

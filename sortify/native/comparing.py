@@ -34,12 +34,12 @@ def furthest(
     Args:
         model: gives the weights and the inputs.
         subnet: of it.
-        module: of a library; afterwards it has the sub-network's weights, device and dtype.
+        module: of a library; if it is near enough, it has the sub-network's weights, device and dtype afterwards.
         names: of the weights of the sub-network -> those of the module.
         made: weights that the module makes itself: they have to be the sub-network's already.
 
     Returns:
-        the largest difference of outputs, relative to the largest output.
+        the largest difference of outputs, relative to the largest output; the first that is too large.
 
     Raises:
         Exception: whatever the module says of inputs on which it does not run.
@@ -51,6 +51,8 @@ def furthest(
         error = apart(model, copy.deepcopy(moved).double(), module, names, made)
     except Exception:  # one of the two does not run in float64, such as a tensor of zeros in the default dtype
         error = apart(model, moved, module, names, made)
+    if not error <= TOLERANCE:
+        return error
     return max(error, apart(model, model.extract(subnet=subnet).eval(), module, names, made))
 
 
@@ -76,7 +78,8 @@ def apart(
 ) -> float:
     """The largest difference of outputs of an extracted sub-network and a module, at several sizes of inputs.
 
-    In training mode, where that was captured, both draw the same numbers, and change copies of their buffers.
+    The first that is too large ends it. In training mode, where that was captured, both draw the same numbers, and
+    change copies of their buffers.
     """
     like = next((t for t in small.state_dict().values() if t.is_floating_point()), torch.zeros(()))
     fill(module.to(like.device, like.dtype), {own: small.state_dict()[name] for name, own in names.items()}, made)
@@ -89,6 +92,8 @@ def apart(
             with _left_out(model).of(module):
                 found = _called(module, training, args, small.signature.completed(args, kwargs))
             worst = max(worst, difference(expected, _plain(found, expected)))
+            if not worst <= TOLERANCE:
+                return worst
     return worst
 
 

@@ -27,8 +27,7 @@ import golden_checkpoints as golden
 import torch
 from safetensors.torch import load_file
 
-from sortify import load
-from sortify.network.extract import write
+from sortify import load, write
 
 PROCESSES = multiprocessing.get_context("fork")  # what is imported is imported
 
