@@ -297,7 +297,13 @@ def test_a_full_disk_while_saving(place: Path, monkeypatch: pytest.MonkeyPatch) 
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("sortify.models.tensor_files.save_file", full)
-    refuses(place, "convert model.pt", "sorted: cannot be written", "No space left on device", "the folder holds what was saved there last")
+    refuses(
+        place,
+        "convert model.pt",
+        "sorted: cannot be written",
+        "No space left on device",
+        "the folder holds what was saved there last",
+    )
 
 
 # -- sortify.toml -----------------------------------------------------------------------------------------------------

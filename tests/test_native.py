@@ -86,7 +86,8 @@ def test_numbers_that_are_left_move_up_and_gaps_stay() -> None:
         "layers.3.2.w": "layers.1.2.w",
         "head.3.w": "head.3.w",
     }
-    assert left(full, kept) == {"layers": (4, [0, 3]), "layers.1": (2, []), "layers.2": (2, [])}
+    assert left(full, kept) == {"layers": (4, [0, 3])}
+    assert left([*full, "rest.0.w1", "rest.0.w2"], kept) == {"layers": (4, [0, 3]), "rest": (1, [])}
     assert renumbered(["layer_1.w1", "layer_2.w1", "head2.w", "at01.w"], ["layer_2.w1", "head2.w", "at01.w"]) == {
         "layer_2.w1": "layer_1.w1",
         "head2.w": "head2.w",

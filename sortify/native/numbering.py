@@ -49,10 +49,17 @@ def _renamed(name: str, before: Mapping[str, list[int]], after: Mapping[str, lis
 
 
 def left(full: Collection[str], kept: Collection[str]) -> dict[str, tuple[int, list[int]]]:
-    """For every prefix that lost numbers: how many there were, and the places of those that are left."""
+    """For every prefix that lost numbers: how many there were, and the places of those that are left.
+
+    Prefixes inside of what is gone itself are none of them.
+    """
     before, after = numbers(full), numbers(kept)
+
+    def is_gone(prefix: str) -> bool:
+        return any(number not in after.get(outer, ()) for _, outer, _, number in _numbered(prefix))
+
     return {
         prefix: (len(found), [found.index(number) for number in after.get(prefix, [])])
         for prefix, found in before.items()
-        if len(after.get(prefix, [])) < len(found)
+        if len(after.get(prefix, [])) < len(found) and not is_gone(prefix)
     }

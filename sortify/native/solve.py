@@ -72,7 +72,7 @@ def solve(build: Build, settings: Settings, wanted: Wanted) -> Iterator[dict[Pat
 def _as_the_axes(search: _Search, settings: Settings, wanted: Wanted) -> dict[Path, Any]:
     """Every count that equals the size of an axis, as the sub-network has it; without those that do harm."""
     changes = {path: wanted.axes[value] for path, value in counts(settings).items() if value in wanted.axes}
-    changes |= dict(reversed(list(_shorter(settings, wanted))))  # the likeliest of each
+    changes |= dict(_shorter(settings, wanted))
     return _needed(search, changes)
 
 
@@ -191,12 +191,8 @@ def _options(found: Shapes | None, settings: Settings, wanted: Wanted, done: Cha
 
 
 def _shorter(settings: Settings, wanted: Wanted) -> Iterator[tuple[Path, Any]]:
-    """Counts of blocks, and lists with an entry for each, cut to the blocks that are kept.
-
-    A number of which nothing is kept is most often one inside a block that is gone: such come last.
-    """
-    known = dict.fromkeys((n, tuple(kept)) for n, kept in left(wanted.full, wanted.kept).values())
-    for count, places in sorted(known, key=lambda found: not found[1]):
+    """Counts of blocks, and lists with an entry for each, cut to the blocks that are kept."""
+    for count, places in dict.fromkeys((n, tuple(kept)) for n, kept in left(wanted.full, wanted.kept).values()):
         for path, value in counts(settings).items():
             if value == count:
                 yield path, len(places)
