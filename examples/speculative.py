@@ -45,7 +45,7 @@ from sortify import (
 )
 from sortify.files import replacing
 
-LEVELS = {"depth": (0.2, 0.4, 0.6, 0.8, 1.0), "width": (0.5, 0.75, 1.0)}
+LEVELS = {"depth": (0.2, 0.4, 0.6, 0.8, 1.0), "width": (0.75, 1.0)}
 """What is trained."""
 MEMBERS: dict[str, dict[str, float]] = {
     **{f"depth {depth:g}": {"depth": depth} for depth in LEVELS["depth"][:-1]},
@@ -449,9 +449,9 @@ def asked(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="rows as JSON lines; in the folder without it")
     parser.add_argument("--page", type=Path, help="write the outcome to this file")
     parser.add_argument("--samples", type=int, default=1536, help="to train on")
-    parser.add_argument("--steps", type=int, default=700, help="of the training")
+    parser.add_argument("--steps", type=int, default=900, help="of the training")
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--tokens", type=int, default=128, help="to write after each prompt, at most")
     parser.add_argument("--rounds", type=int, default=1, help="how often each prompt is timed")
     options = parser.parse_args(arguments)
@@ -464,6 +464,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Train, or take what was trained; measure, print, and write the page."""
     options = asked(arguments)
     torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()  # it warns of a way in which it calls itself
     subject = stories(options.weights) if options.weights else pages()
     before, after = (Family(model, to_native(model, model.space.full).module) for model in families(subject, options))
     prompts = [subject.encode(text) for text in PROMPTS]
