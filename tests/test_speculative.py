@@ -36,7 +36,11 @@ def model() -> SortedModel:
     """In float64, in which one call of many tokens and many calls of one choose alike."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(**SIZES, tie_word_embeddings=True, initializer_range=0.3, eos_token_id=3)
-    return sortify(transformers.LlamaForCausalLM(config).double().eval(), {"input_ids": torch.randint(0, 30, (2, 8))})
+    return sortify(
+        transformers.LlamaForCausalLM(config).double().eval(),
+        {"input_ids": torch.randint(0, 30, (2, 8))},
+        training=False,
+    )
 
 
 @cache
