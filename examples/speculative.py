@@ -28,7 +28,7 @@ import numpy as np
 import torch
 import transformers
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 from torch import Tensor, nn
 
 from examples import llama2c
@@ -76,7 +76,7 @@ LENGTH = 256
 """Tokens of a sample."""
 TESTED = 64
 """Samples that no training sees."""
-console = Console()
+console = Console(width=120)
 Row = dict[str, Any]
 
 
@@ -337,10 +337,12 @@ several calls of one do.
 {about}
 Made by `{command}` (torch {torch}, transformers {transformers}, {threads} thread).
 """
-ABOUT = """{data} Trained for {steps} steps of {batch} samples of {length} tokens: in each
+ABOUT = """{data}
+
+Trained for {steps} steps of {batch} samples of {length} tokens: in each
 the full member learns from the samples, and the smallest and one at random from the full one (`objective="distill"`).
-The full member's loss on {tested} other samples is {loss:.3f} nats a token, before the training it was {before:.3f}.
-{prompts} prompts, up to {tokens} tokens each.
+The full member's loss on {tested} other samples is {loss:.3f} nats a token, before the training it was {before:.3f}:
+what is verified is the trained one's text, not the original's. {prompts} prompts, up to {tokens} tokens each.
 
 {table}
 
@@ -361,8 +363,8 @@ The full member's loss on {tested} other samples is {loss:.3f} nats a token, bef
 The full member's weights take {alone:,} bytes; together with a draft that has weights of its own it is
 {apart} bytes, with one that shares them {shared}.
 """
-STORIES = """Stories260K, a LLaMA of 260 thousand weights, read from the files of llama2.c
-(github.com/karpathy/llama2.c), and {samples} samples of stories that it told itself (no other data)."""
+STORIES = """Stories260K, a LLaMA of 260 thousand weights, read from the files of llama2.c (github.com/karpathy/llama2.c),
+and {samples} samples of stories that it told itself (no other data)."""
 PAGES = """A LLaMA of five layers with random weights, and the bytes of this project's pages: to see it work, not to
 judge it."""
 
@@ -494,7 +496,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             with options.out.open("a") as file:
                 file.write(json.dumps(new) + "\n")
         show(known[member, drafted])
-    table = Table(*(Column(head, no_wrap=True) for head in HEADS))
+    table = Table(*HEADS)
     for member in wanted[1:]:
         table.add_row(*cells(known[member]))
     console.print(table)
