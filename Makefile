@@ -13,7 +13,7 @@ UV := .tools/bin/uv
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help venv demo test test-long check lint types docs format lock report-models zoo zoo-full zoo-sample bench bench-cost bench-switch bench-server bench-load fuzz kill check-costs study many native clean
+.PHONY: help venv demo test test-long check lint types docs format lock report-models zoo zoo-full zoo-sample bench bench-cost bench-switch bench-server bench-load fuzz kill check-costs study many native speculative clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | awk -F '\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -82,6 +82,10 @@ study: $(READY) ## ways to train side by side, on digits; DATA=fashion_mnist.npz
 
 many: $(READY) ## 160 sub-networks in one training; needs DATA=fashion_mnist.npz; resumable
 	OMP_NUM_THREADS=1 $(BIN)/python examples/many.py --data $(DATA)
+
+speculative: $(READY) ## a member drafts, the full model verifies; DATA=DIR of llama2.c's stories260K; minutes, resumable
+	OMP_NUM_THREADS=1 $(BIN)/python -m examples.speculative \
+		$(if $(DATA),--weights $(DATA) --out docs/assets/speculative.jsonl --page docs/speculative.md)
 
 check-costs: $(READY) ## predicted against counted costs of 12 library models, 50 sub-networks each; minutes, resumable
 	OMP_NUM_THREADS=1 $(BIN)/python examples/check_costs.py --out out/check_costs.jsonl

@@ -58,6 +58,7 @@ from sortify.models.scores import Chosen
 from sortify.models.sorted_model import SortedModel
 from sortify.native.native import Native, has_native_library, to_native
 from sortify.native.nearest import nearest_native
+from sortify.native.sharing import share_weights
 from sortify.native.shrinking import Smaller, to_module
 from sortify.network.extract import ExtractedModel
 from sortify.plan import Axis, Frozen, Plan
@@ -147,6 +148,7 @@ __all__ = [
     "register_objective",
     "register_rule",
     "register_sampler",
+    "share_weights",
     "sortify",
     "task_for",
     "to_module",
