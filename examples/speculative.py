@@ -339,8 +339,8 @@ Made by `{command}` (torch {torch}, transformers {transformers}, {threads} threa
 """
 ABOUT = """{data}
 
-Trained for {steps} steps of {batch} samples of {length} tokens: in each
-the full member learns from the samples, and the smallest and one at random from the full one (`objective="distill"`).
+Trained for {steps} steps of {batch} samples of {length} tokens: in each the full member learns from the
+samples, and the smallest and one at random learn from the full one (`objective="distill"`).
 The full member's loss on {tested} other samples is {loss:.3f} nats a token, before the training it was {before:.3f}:
 what is verified is the trained one's text, not the original's. {prompts} prompts, up to {tokens} tokens each.
 
@@ -363,8 +363,8 @@ what is verified is the trained one's text, not the original's. {prompts} prompt
 The full member's weights take {alone:,} bytes; together with a draft that has weights of its own it is
 {apart} bytes, with one that shares them {shared}.
 """
-STORIES = """Stories260K, a LLaMA of 260 thousand weights, read from the files of llama2.c (github.com/karpathy/llama2.c),
-and {samples} samples of stories that it told itself (no other data)."""
+STORIES = """Stories260K, a LLaMA of 260 thousand weights, read from the files of llama2.c
+(github.com/karpathy/llama2.c), and {samples} samples of stories that it told itself (no other data)."""
 PAGES = """A LLaMA of five layers with random weights, and the bytes of this project's pages: to see it work, not to
 judge it."""
 
