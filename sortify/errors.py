@@ -56,3 +56,9 @@ class DataError(SortifyError):
 
 class TrainingError(SortifyError):
     """Training cannot start or go on."""
+
+
+def first_line(error: BaseException | None) -> str:
+    """The first line of an error's message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else repr(error)

@@ -15,7 +15,7 @@ from torch._higher_order_ops.scan import scan
 from torch._higher_order_ops.while_loop import while_loop
 
 from sortify import load, sortify
-from sortify.capture import lifting
+from sortify.capture import lifting, places
 from sortify.capture.capture import capture
 from sortify.errors import CaptureError
 
@@ -173,11 +173,11 @@ def test_a_source_line_names_no_folder_of_the_machine(tmp_path: Path, monkeypatc
     monkeypatch.setattr(sys, "path", ["", str(tmp_path / "lib"), str(tmp_path / "lib" / "site")])
     monkeypatch.chdir(tmp_path)
     found = {
-        place: lifting.seen_from_here(str(tmp_path.parent / place)) for place in ("a/b.py", f"{tmp_path.name}/c.py")
+        place: places.seen_from_here(str(tmp_path.parent / place)) for place in ("a/b.py", f"{tmp_path.name}/c.py")
     }
     assert found == {"a/b.py": "b.py", f"{tmp_path.name}/c.py": "c.py"}
-    assert lifting.seen_from_here(str(tmp_path / "lib" / "site" / "package" / "model.py")) == "package/model.py"
-    assert lifting.seen_from_here(str(tmp_path / "lib" / "module.py")) == "module.py"
+    assert places.seen_from_here(str(tmp_path / "lib" / "site" / "package" / "model.py")) == "package/model.py"
+    assert places.seen_from_here(str(tmp_path / "lib" / "module.py")) == "module.py"
 
 
 def test_what_is_saved_names_no_folder_of_the_machine(tmp_path: Path) -> None:

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import inspect
 import random
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +19,9 @@ from torch import fx, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils import _pytree as pytree
 
+from sortify.capture.places import line_of
 from sortify.capture.prepare import NOTHING, mode_of, never_skipping, open_dataclasses, quiet_tracing
-from sortify.errors import CaptureError, ExportError
+from sortify.errors import CaptureError, ExportError, first_line
 from sortify.graph.signature import LeafSpec
 from sortify.graph.symbols import Place
 
@@ -310,17 +309,3 @@ def settle(specs: Sequence[LeafSpec], other: Sequence[LeafSpec] | None) -> list[
         replace(a, shape=tuple(x if y is None else y for x, y in zip(a.shape, b.shape, strict=True)))
         for a, b in zip(specs, other, strict=True)
     ]
-
-
-def line_of(error: BaseException) -> str:
-    """The innermost line of the user's code that an error went through, as ` (file:line)`."""
-    trace = traceback.extract_tb(error.__traceback__)
-    inside = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
-    own = [frame for frame in trace if not frame.filename.startswith((*inside, "<"))]
-    return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
-
-
-def first_line(error: BaseException | None) -> str:
-    """The first line of an error's message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else repr(error)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import operator
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from pathlib import Path
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import fx, nn
 from torch.fx.node import map_arg
 
+from sortify.capture.places import seen_from_here
 from sortify.errors import CaptureError, ExportError
 from sortify.graph.graphs import register_function
 from sortify.graph.ops import without_dead_code
@@ -302,22 +301,6 @@ def _where(node: fx.Node) -> str:
         return ""
     file, line = own[-1].split(", ")[:2]
     return f"{seen_from_here(file.removeprefix('File ').strip(chr(34)))}:{line.removeprefix('line ')}"
-
-
-def seen_from_here(file: str) -> str:
-    """A source file as Python finds it: what is saved names no folder of this machine.
-
-    Relative to the place of imports, or to the working folder, that is nearest to it; else its name alone.
-    """
-    return _nearest(file, (*sys.path, str(Path.cwd())))
-
-
-@lru_cache
-def _nearest(file: str, places: tuple[str, ...]) -> str:
-    path = Path(file)
-    folders = {Path(place or ".").resolve() for place in places} - {Path(path.anchor)}
-    found = [str(path.relative_to(folder)) for folder in folders if path.is_relative_to(folder)]
-    return min(found, key=len, default=path.name)
 
 
 def _output_value(exported: fx.GraphModule, flat: Any) -> Any:

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from sortify.capture.exporting import first_line, run_untouched
+from sortify.capture.exporting import run_untouched
 from sortify.capture.prepare import Example
-from sortify.errors import CaptureError
+from sortify.errors import CaptureError, first_line
 from sortify.graph.signature import Signature
 
 Dynamic = dict[str, tuple[int, ...]]

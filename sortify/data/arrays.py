@@ -22,10 +22,9 @@ from sortify.data.samples import (
     Wanted,
     augmented,
     check_labels,
-    first_line,
     picture_look,
 )
-from sortify.errors import DataError
+from sortify.errors import DataError, first_line
 from sortify.tasks.base import IGNORED
 from sortify.tasks.segmentation import VOID
 

@@ -12,8 +12,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from sortify.data.samples import Look, Sets, Wanted, augmented, check_labels, first_line, statistics
-from sortify.errors import DataError
+from sortify.data.samples import Look, Sets, Wanted, augmented, check_labels, statistics
+from sortify.errors import DataError, first_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
 TEST_FOLDERS = ("test", "val", "valid", "validation")

@@ -12,8 +12,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from sortify.data.images import SUFFIXES, TEST_FOLDERS, decoded, measured_look, stored_shape
-from sortify.data.samples import Look, Sets, Wanted, augmented, first_line, moved_alike
-from sortify.errors import DataError
+from sortify.data.samples import Look, Sets, Wanted, augmented, moved_alike
+from sortify.errors import DataError, first_line
 
 MASK_MODES = ("L", "P", "1", "I", "I;16")
 """Kinds of pictures with one number per pixel: grey, palette, black and white, 16 and 32 bits."""

@@ -247,11 +247,6 @@ def statistics(parts: Iterable[Tensor]) -> tuple[tuple[float, ...], tuple[float,
     return tuple(mean.tolist()), tuple(torch.where(std > 1e-6, std, 1.0).tolist())
 
 
-def first_line(error: Exception) -> str:
-    """Return what another library's error says, in one line."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
 def check_labels(labels: Tensor, outputs: int | None, where: str) -> int:
     """Return the number of classes that labels speak of.
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from sortify.data.images import PictureSet, measured_look
-from sortify.data.samples import Sets, Wanted, augmented, check_labels, first_line
+from sortify.data.samples import Sets, Wanted, augmented, check_labels
 from sortify.data.tables import read_columns, table_files
 from sortify.data.texts import DEFAULT_LENGTH, TEST_SHARE, Tokenizer
-from sortify.errors import DataError
+from sortify.errors import DataError, first_line
 from sortify.tasks.base import IGNORED
 from sortify.tasks.inputs import TARGET_NAMES
 

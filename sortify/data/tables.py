@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sortify.data.images import TEST_FOLDERS
-from sortify.data.samples import first_line
-from sortify.errors import DataError
+from sortify.errors import DataError, first_line
 
 ENDINGS = (".csv", ".tsv", ".jsonl")
 LONGEST_FIELD = 2**27

@@ -17,8 +17,8 @@ import numpy
 import torch
 from torch import Tensor
 
-from sortify.data.samples import Sets, Wanted, check_labels, first_line
-from sortify.errors import DataError
+from sortify.data.samples import Sets, Wanted, check_labels
+from sortify.errors import DataError, first_line
 from sortify.tasks.inputs import Vocabulary
 
 DEFAULT_LENGTH = 128

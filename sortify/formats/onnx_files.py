@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sortify.capture.exporting import first_line
 from sortify.costs.open_sizes import natural_name
-from sortify.errors import SortifyError
+from sortify.errors import SortifyError, first_line
 from sortify.formats.calls import Call
 from sortify.formats.programs import export
 from sortify.graph.structure import flatten

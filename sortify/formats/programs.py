@@ -12,9 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sortify.capture.exporting import first_line
 from sortify.capture.prepare import mode_of, quiet_tracing
-from sortify.errors import SortifyError
+from sortify.errors import SortifyError, first_line
 from sortify.formats.calls import Call, tensors_of
 from sortify.network.extract import ExtractedModel
 

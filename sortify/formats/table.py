@@ -10,10 +10,9 @@ from types import MappingProxyType
 from safetensors import SafetensorError
 from torch import Tensor
 
-from sortify.capture.exporting import first_line
 from sortify.capture.prepare import mode_of
 from sortify.difference import difference
-from sortify.errors import ProofError, SortifyError
+from sortify.errors import ProofError, SortifyError, first_line
 from sortify.files import is_taken, replacing
 from sortify.formats import onnx_files, programs, python_folder
 from sortify.formats.calls import Call, calls_of

@@ -15,11 +15,11 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from sortify.capture.exporting import first_line, run_untouched
+from sortify.capture.exporting import run_untouched
 from sortify.capture.prepare import NOTHING, Example, LeftOut
 from sortify.costs.cost import Cost
 from sortify.difference import difference
-from sortify.errors import CaptureError, InputError, SortifyError
+from sortify.errors import CaptureError, InputError, SortifyError, first_line
 from sortify.graph.signature import Signature
 from sortify.models import calibration, composed_checkpoint
 from sortify.models.merging import Part, inside, merge_costs, merge_plans, split

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from sortify.capture.exporting import first_line, run_untouched
+from sortify.capture.exporting import run_untouched
 from sortify.capture.prepare import Example, LeftOut
 from sortify.capture.recording import Calls, Dynamic, check_served, open_sizes, owners, record
 from sortify.difference import difference
-from sortify.errors import AxesError, CaptureError, SortifyError
+from sortify.errors import AxesError, CaptureError, SortifyError, first_line
 from sortify.models.composed import ComposedModel, compare_whole, compose, merged_left_out, merged_report
 from sortify.models.merging import Part
 from sortify.models.sorted_model import SortedModel

@@ -13,8 +13,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from sortify.axes.reasons import UNUSED
-from sortify.capture.exporting import first_line
-from sortify.errors import NativeError, SortifyError
+from sortify.errors import NativeError, SortifyError, first_line
 from sortify.files import is_taken, replacing
 from sortify.models.sorted_model import SortedModel
 from sortify.native import hugging_face, timm_models, torchvision_models

@@ -17,8 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sortify.capture.exporting import first_line
-from sortify.errors import NativeError
+from sortify.errors import NativeError, first_line
 from sortify.models.sorted_model import SortedModel
 from sortify.native.comparing import TOLERANCE, furthest
 from sortify.network.extract import ExtractedModel
