@@ -35,8 +35,9 @@ else:
     from .lazy import sortify
 
 
-def _option(name: str, help: str, panel: str, count: bool = False) -> Any:
-    return typer.Option(name, help=help, rich_help_panel=panel, metavar="N" if count else None)
+def _option(names: str | tuple[str, str], help: str, panel: str, count: bool = False) -> Any:
+    names = (names,) if isinstance(names, str) else names
+    return typer.Option(*names, help=help, rich_help_panel=panel, metavar="N" if count else None)
 
 
 WHAT, HOW, DATA, KEEP = "What is trained", "How", "Data", "Checkpoints"
@@ -87,7 +88,9 @@ Recompute = Annotated[
 Compile = Annotated[bool, _option("--compile", "Run through torch.compile: two graphs for each choice of blocks.", HOW)]
 Shard = Annotated[bool, _option("--shard", "Shard weights and optimiser over processes (FSDP2).", HOW)]
 Offload = Annotated[bool, _option("--offload", "Keep shards in the processor's memory.", HOW)]
-LogTo = Annotated[str, _option("--log", "tensorboard, another tracker that accelerate knows, or none.", KEEP)]
+LogTo = Annotated[
+    str, _option(("--log", "--tracker"), "tensorboard, another tracker that accelerate knows, or none.", KEEP)
+]
 Seed = Annotated[int, _option("--seed", "Of everything that is drawn.", HOW)]
 Augment = Annotated[str, _option("--augment", "Of training pictures: none, shift or shift-flip.", DATA)]
 Recalibrate = Annotated[

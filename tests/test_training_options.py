@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from test_train import same, stop_at, weights
 from training_models import example, make_model
 from training_script import make_trainer
 
-from sortify import SortedUpdate, TrainConfig, TrainingError, load, make_sampler
+from sortify import SortedModel, SortedUpdate, TrainConfig, Trained, TrainingError, load, make_sampler
 from sortify.training.parts import make_average, take_average
 
 # -- moving average
@@ -96,6 +98,30 @@ def test_small_sub_networks_land_their_gradients_too() -> None:
     assert found[0].keys() == found[1].keys()
     for name, gradient in found[0].items():
         torch.testing.assert_close(gradient, found[1][name])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: model.freeze_norms(),
+        lambda model: model.order("magnitude", blocks=True),
+        lambda model: model.record_trained(Trained((("width", (0.5, 1.0)),))),
+        lambda model: copy.deepcopy(model),
+    ],
+    ids=["freeze_norms", "order", "record_trained", "deepcopy"],
+)
+def test_blocks_are_computed_again_whatever_is_asked_for_afterwards(change: Callable[[SortedModel], Any]) -> None:
+    model, kept = make_model("bn-still").train(), list[int]()
+    for again in (False, True):
+        if again:
+            model.gradient_checkpointing_enable()
+            changed = change(model)
+            model = changed if isinstance(changed, SortedModel) else model
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+            model(torch.randn(256, 1, 8, 8))
+        kept.append(0)
+    first = kept.index(0)
+    assert sum(kept[first:]) < 0.6 * sum(kept[:first])
 
 
 def test_a_training_with_recomputed_blocks_equals_one_without(tmp_path: Path) -> None:
