@@ -23,9 +23,10 @@ from .options import (
     Untie,
     Verbose,
     Workers,
+    data_and_task,
     parse_levels,
     parse_names,
-    required_data,
+    require_data,
 )
 from .show import say
 
@@ -35,7 +36,7 @@ else:
     from .lazy import sortify
 
 
-def _option(names: str | tuple[str, str], help: str, panel: str, count: bool = False) -> Any:
+def _option(names: str | tuple[str, ...], help: str, panel: str, count: bool = False) -> Any:
     names = (names,) if isinstance(names, str) else names
     return typer.Option(*names, help=help, rich_help_panel=panel, metavar="N" if count else None)
 
@@ -156,11 +157,9 @@ def run(
 def _train(dir: Path, options: Mapping[str, Any]) -> None:
     """Train with options by name, and say what came of it."""
     config = _config(options)
-    text = required_data(options["data"])
+    require_data(options)
     model = sortify.load(dir)
-    names = ("batch_size", "seed", "augment", "tokenizer", "sequence_length", "workers", "task")
-    loaded = sortify.load_data(text, model=model, **{name: options[name] for name in names})
-    task = sortify.task_for(loaded, model, options["task"])
+    loaded, task = data_and_task(model, options)
     trainer = sortify.Trainer(model, loaded, config, task=task, directory=dir, progress=True)
     say(f"{dir}: {trainer.task.name} on {loaded.description}")
     result = trainer.run(resume=options["resume"], overwrite=options["overwrite"])
