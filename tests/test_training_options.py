@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from cli_calls import call, errors, works, write_folder
 from test_train import same, stop_at, weights
 from training_models import example, make_model
@@ -244,6 +245,28 @@ def test_tensorboard_is_told_losses_rates_and_levels(tmp_path: Path) -> None:
     events = found.Scalars("loss")
     assert [event.step for event in events] == [10, 20, 25]
     assert events[0].value == pytest.approx(sum(result.losses[:10]) / 10, rel=1e-4)
+
+
+def test_another_tracker_is_told_the_settings_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, Any] = {}
+
+    class Tracker(GeneralTracker):
+        name, requires_logging_directory, tracker = "swanlab", False, None
+
+        def __init__(self, run_name: str, **kwargs: Any) -> None:
+            super().__init__()
+            told["project"] = run_name
+
+        def store_init_configuration(self, values: dict[str, Any]) -> None:
+            told["settings"] = values
+
+        def log(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None:
+            told["steps"] = [*told.get("steps", []), step]
+
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "swanlab", Tracker)
+    trainer = make_trainer("mlp", tmp_path, steps=12, log="swanlab")
+    trainer.run()
+    assert told == {"project": "sortify", "settings": trainer.config.to_json(), "steps": [10, 12]}
 
 
 def test_nothing_is_logged_without_a_directory_or_where_nobody_asks(tmp_path: Path) -> None:

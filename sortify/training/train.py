@@ -265,7 +265,7 @@ class _Run:
             self._model.compile()
         show = make_show(self._progress if self._accelerator.is_main_process else False, self._total, self._update.step)
         folder = None if self._folder is None else self._folder.path
-        log = Log(self._config.log, self._accelerator, folder, self._levels)
+        log = Log(self._config.log, self._accelerator, folder, self._levels, self._config.to_json())
         try:
             with show:
                 while self._update.step < self._total:
