@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .options import (
     SORTED,
@@ -23,11 +22,12 @@ from .options import (
     Tokenizer,
     Verbose,
     Workers,
+    data_and_task,
     parse_levels,
     read_device,
-    required_data,
+    require_data,
 )
-from .show import console, say, show, speaks, warn
+from .show import progress_bar, say, show, speaks, warn
 
 if TYPE_CHECKING:
     import sortify
@@ -58,23 +58,15 @@ def run(
     verbose: Verbose = False,
 ) -> None:
     """Measure sub-networks on the test data: a table, and in DIR evaluation.json, evaluation.csv and a picture."""
-    text = required_data(data)
+    options = locals()
+    require_data(options)
     model = sortify.load(dir).to(read_device(device))
     members = _members(model, grid)
-    loaded = sortify.load_data(
-        text,
-        model=model,
-        batch_size=batch_size,
-        tokenizer=tokenizer,
-        sequence_length=sequence_length,
-        workers=workers,
-        task=task,
-    )
-    chosen = sortify.task_for(loaded, model, task)
+    loaded, chosen = data_and_task(model, options)
     trained = _trained_task(dir)
     if trained not in (None, chosen.name):
         warn(f"{dir} was trained for {trained} and is measured as {chosen.name}; say --task as in training")
-    with _bar() as bar:
+    with progress_bar() as bar:
         line = bar.add_task("", total=len(members))
         found = sortify.evaluate(
             model,
@@ -123,9 +115,3 @@ def _grid(model: sortify.SortedModel, levels: Mapping[str, Any]) -> tuple[list[s
         warnings.simplefilter("ignore")
         members = model.space.grid(**levels)
     return members, math.prod(each if isinstance(each, int) else len(each) for each in levels.values())
-
-
-def _bar() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    out = console(error=True)
-    return Progress(*columns, console=out, transient=True, disable=not (speaks() and out.is_terminal))

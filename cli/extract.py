@@ -20,6 +20,7 @@ from .options import (
     TaskName,
     Tokenizer,
     Verbose,
+    data_and_task,
     given,
     parse_sizes,
 )
@@ -96,14 +97,14 @@ def run(
     verbose: Verbose = False,
 ) -> None:
     """Cut out the largest sub-network within a budget, or a given one, and check that it computes the same."""
+    options = locals()
     typed = {name for name in ("budget", "budgets") if _is_from_command_line(ctx, name)}
     if len(typed) == 1:  # what is typed goes before what sortify.toml says
         budget, budgets = (budget, "") if "budget" in typed else (None, budgets)
     fractions = given(width=width, heads=heads, depth=depth)
     _check(fractions, budget, budgets, bool(typed), format, native)
     model, own = sortify.load(dir), parse_sizes(sizes)
-    load = {"batch_size": batch_size, "tokenizer": tokenizer, "sequence_length": sequence_length, "task": task}
-    prepare = partial(_ready, model, data=data, batches=recalibrate, load=load)
+    prepare = partial(_ready, model, options)
     if budgets and not fractions:
         _family(model, budgets, output or Path("family"), metric, format, native, prepare, own)
         return
@@ -174,20 +175,21 @@ def _is_from_command_line(ctx: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _ready(
-    model: sortify.SortedModel, subnet: sortify.Subnet, data: str | None, batches: int, load: dict[str, Any]
-) -> None:
+def _ready(model: sortify.SortedModel, options: Mapping[str, Any], subnet: sortify.Subnet) -> None:
     """Say what the sub-network lacks: training, batch-norm statistics; these are measured where there is data."""
     if model.space.trained is not None and not model.space.is_member(subnet):
         warn(f"{subnet} is none of the sub-networks that were trained; it may score far below its neighbours")
     if model.is_calibrated(subnet):
         return
-    if data is None:
+    if options["data"] is None:
         warn(
             f"the batch-norm statistics are not those of {subnet}; name --data, or run `sortify train`, to measure them"
         )
         return
-    loaded = sortify.load_data(data, model=model, **load)
-    task = sortify.task_for(loaded, model, load["task"])
+    loaded, task = data_and_task(model, options)
     with model.using(subnet):
-        model.recalibrate((task.split(batch)[0].to_model() for batch in loaded.train), batches)
+        model.recalibrate((task.split(batch)[0].to_model() for batch in loaded.train), options["recalibrate"])
+    try:
+        model.save_statistics(options["dir"])
+    except sortify.CheckpointError as error:
+        warn(f"the batch-norm statistics of {subnet} are not kept for the next time: {error}")

@@ -11,8 +11,10 @@ import typer
 
 if TYPE_CHECKING:
     import torch
+
+    import sortify
 else:
-    from .lazy import torch
+    from .lazy import sortify, torch
 
 Verbose = Annotated[
     bool,
@@ -89,11 +91,26 @@ SORTED = Path("sorted")
 Levels = int | dict[str, int | tuple[float, ...]]
 
 
-def required_data(data: str | None) -> str:
-    """The data that a command cannot do without; a usage error where nobody named any."""
-    if data is None:
+READING = ("batch_size", "seed", "augment", "tokenizer", "sequence_length", "workers", "task")
+"""Options of commands that say how data is read, by the names that `sortify.load_data` has for them."""
+
+
+def require_data(options: Mapping[str, Any]) -> None:
+    """For a command that cannot do without data: a usage error where nobody named any."""
+    if options["data"] is None:
         raise typer.BadParameter("say what to use, such as --data digits, or name it in sortify.toml (data = ...)")
-    return data
+
+
+def data_and_task(model: sortify.SortedModel, options: Mapping[str, Any]) -> tuple[sortify.Data, Any]:
+    """The data that a command's options name, fitted to a model, and the task.
+
+    Args:
+        model: a sorted model.
+        options: of the command, by the names of its parameters; those in `READING` count.
+    """
+    reading = {name: options[name] for name in READING if name in options}
+    loaded = sortify.load_data(options["data"], model=model, **reading)
+    return loaded, sortify.task_for(loaded, model, options["task"])
 
 
 def parse_levels(text: str, option: str) -> Levels:

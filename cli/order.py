@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .options import (
     SORTED,
@@ -18,10 +17,11 @@ from .options import (
     TaskName,
     Tokenizer,
     Verbose,
+    data_and_task,
     read_device,
-    required_data,
+    require_data,
 )
-from .show import console, counted, say, show, speaks, table, warn
+from .show import counted, progress_bar, say, show, table, warn
 
 if TYPE_CHECKING:
     import sortify
@@ -48,18 +48,18 @@ def run(
     verbose: Verbose = False,
 ) -> None:
     """Sort the units of every axis by importance; the full network computes the same, which is checked."""
+    options = locals()
     model = sortify.load(dir)
     if not overwrite and (model.space.trained is not None or (dir / "training").exists()):
         raise typer.BadParameter(
             f"{dir} holds a model in training or trained: its sub-networks keep the first units, and ordering makes "
             "these others; order before training, or say --overwrite"
         )
-    with _bar() as bar:
+    with progress_bar() as bar:
         line = bar.add_task(by, total=batches)
         given: dict[str, Any] = {"progress": lambda done, of: bar.update(line, completed=done, total=of)}
         if by != "magnitude":
-            load = {"batch_size": batch_size, "tokenizer": tokenizer, "sequence_length": sequence_length, "task": task}
-            given |= _measured_on(model, required_data(data), load)
+            given |= _measured_on(model, options)
             model.to(read_device(device))
         done = model.order(by, batches=batches, blocks=blocks, **given)
     model.to("cpu").save(dir)
@@ -67,10 +67,10 @@ def run(
     say(f"saved: {dir}")
 
 
-def _measured_on(model: sortify.SortedModel, text: str, load: dict[str, Any]) -> dict[str, Any]:
+def _measured_on(model: sortify.SortedModel, options: Mapping[str, Any]) -> dict[str, Any]:
     """Batches of training data with their targets, and the loss of the task."""
-    loaded = sortify.load_data(text, model=model, **load)
-    task = sortify.task_for(loaded, model, load["task"])
+    require_data(options)
+    loaded, task = data_and_task(model, options)
 
     def pairs() -> Iterator[Any]:
         for batch in loaded.train:
@@ -97,9 +97,3 @@ def _report(model: sortify.SortedModel, done: Any) -> None:
     if done.left:
         warn(f"{counted(len(done.left), 'axis', 'axes')} without a score stay as they were: {', '.join(done.left[:5])}")
     say(f"check: outputs of the full network differ by {done.error:.1e}, allowed {done.tolerance:.0e}")
-
-
-def _bar() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    out = console(error=True)
-    return Progress(*columns, console=out, transient=True, disable=not (speaks() and out.is_terminal))

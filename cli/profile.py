@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .options import SORTED, Device, Directory, Verbose, parse_sizes, read_device
-from .show import amount, console, say, show, speaks, table, warn
+from .show import amount, progress_bar, say, show, table, warn
 
 if TYPE_CHECKING:
     import sortify
@@ -31,7 +30,7 @@ def run(
 ) -> None:
     """Measure latency and memory of a sample of sub-networks: budgets such as '5 ms' and '40 MB' go by it."""
     model = sortify.load(dir)
-    with _bar() as bar:
+    with progress_bar() as bar:
         line = bar.add_task("measuring", total=None)
         found = model.profile(
             read_device(device),
@@ -66,9 +65,3 @@ def _table(model: sortify.SortedModel, found: sortify.Profile) -> Any:
             f"{told.memory / 1e6:.3g}",
         )
     return made
-
-
-def _bar() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    out = console(error=True)
-    return Progress(*columns, console=out, transient=True, disable=not (speaks() and out.is_terminal))

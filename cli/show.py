@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 from rich import box
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -40,6 +41,13 @@ def working(what: str) -> Iterator[None]:
     out = console(error=True)
     with out.status(what) if speaks() and out.is_terminal else nullcontext():
         yield
+
+
+def progress_bar() -> Progress:
+    """A bar for steps that can be counted; nothing where no one looks."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    out = console(error=True)
+    return Progress(*columns, console=out, transient=True, disable=not (speaks() and out.is_terminal))
 
 
 def say(text: str = "") -> None:

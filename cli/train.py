@@ -23,9 +23,10 @@ from .options import (
     Untie,
     Verbose,
     Workers,
+    data_and_task,
     parse_levels,
     parse_names,
-    required_data,
+    require_data,
 )
 from .show import say
 
@@ -35,8 +36,9 @@ else:
     from .lazy import sortify
 
 
-def _option(name: str, help: str, panel: str, count: bool = False) -> Any:
-    return typer.Option(name, help=help, rich_help_panel=panel, metavar="N" if count else None)
+def _option(names: str | tuple[str, ...], help: str, panel: str, count: bool = False) -> Any:
+    names = (names,) if isinstance(names, str) else names
+    return typer.Option(*names, help=help, rich_help_panel=panel, metavar="N" if count else None)
 
 
 WHAT, HOW, DATA, KEEP = "What is trained", "How", "Data", "Checkpoints"
@@ -87,7 +89,9 @@ Recompute = Annotated[
 Compile = Annotated[bool, _option("--compile", "Run through torch.compile: two graphs for each choice of blocks.", HOW)]
 Shard = Annotated[bool, _option("--shard", "Shard weights and optimiser over processes (FSDP2).", HOW)]
 Offload = Annotated[bool, _option("--offload", "Keep shards in the processor's memory.", HOW)]
-LogTo = Annotated[str, _option("--log", "tensorboard, another tracker that accelerate knows, or none.", KEEP)]
+LogTo = Annotated[
+    str, _option(("--log", "--tracker"), "tensorboard, another tracker that accelerate knows, or none.", KEEP)
+]
 Seed = Annotated[int, _option("--seed", "Of everything that is drawn.", HOW)]
 Augment = Annotated[str, _option("--augment", "Of training pictures: none, shift or shift-flip.", DATA)]
 Recalibrate = Annotated[
@@ -153,11 +157,9 @@ def run(
 def _train(dir: Path, options: Mapping[str, Any]) -> None:
     """Train with options by name, and say what came of it."""
     config = _config(options)
-    text = required_data(options["data"])
+    require_data(options)
     model = sortify.load(dir)
-    names = ("batch_size", "seed", "augment", "tokenizer", "sequence_length", "workers", "task")
-    loaded = sortify.load_data(text, model=model, **{name: options[name] for name in names})
-    task = sortify.task_for(loaded, model, options["task"])
+    loaded, task = data_and_task(model, options)
     trainer = sortify.Trainer(model, loaded, config, task=task, directory=dir, progress=True)
     say(f"{dir}: {trainer.task.name} on {loaded.description}")
     result = trainer.run(resume=options["resume"], overwrite=options["overwrite"])

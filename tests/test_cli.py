@@ -293,10 +293,13 @@ def test_extract_tells_of_what_was_never_trained(trained: Path) -> None:
 
 
 def test_extract_measures_statistics_that_are_missing(trained: Path) -> None:
-    works(trained, "convert", "model.pt", "-o", "fresh")
+    for name in ("fresh", "other"):
+        works(trained, "convert", "model.pt", "-o", name)
     works(trained, "extract", "fresh", "--width", "0.5", "-o", "measured.safetensors")
     (trained / "sortify.toml").unlink()
-    result = works(trained, "extract", "fresh", "--width", "0.5", "-o", "plain.safetensors")
+    assert errors(works(trained, "extract", "fresh", "--width", "0.5", "-o", "kept.safetensors")) == []
+    assert (trained / "kept.safetensors").read_bytes() == (trained / "measured.safetensors").read_bytes()
+    result = works(trained, "extract", "other", "--width", "0.5", "-o", "plain.safetensors")
     assert len(errors(result)) == 1
     assert "batch-norm statistics are not those of width=0.5" in errors(result)[0]
     measured, plain = load_file(trained / "measured.safetensors"), load_file(trained / "plain.safetensors")

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 import typer
+from accelerate.commands.launch import launch_command_parser
 from cli_calls import SETTINGS, call
+from torch.distributed.run import get_args_parser
 
 import sortify
 from sortify import Frozen
@@ -142,6 +144,31 @@ def test_the_examples_of_the_reference_parse() -> None:
     assert [parses(line) for line in (["nonsense"], ["inspect", "--nonsense"], ["train", "--steps", "x"])] == [
         False
     ] * 3
+
+
+LAUNCHERS = {"torchrun": get_args_parser, "accelerate launch": launch_command_parser}
+
+
+def passes(launcher: str, words: list[str]) -> bool:
+    """Whether a launcher hands these words on to the command line, as they are."""
+    try:
+        given = LAUNCHERS[launcher]().parse_args(["-m", "sortify_cli", *words])
+    except SystemExit:
+        return False
+    return list(given.training_script_args) == words
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_every_option_can_be_given_in_several_processes(command: str, launcher: str) -> None:
+    """Launchers take the beginning of one of their own options for that option, even behind the script's name."""
+    names = [
+        [name for name in (*option.opts, *option.secondary_opts) if name.startswith("--")]
+        for option in typer.main.get_command(app).commands[command].params
+        if not isinstance(option, typer.core.TyperArgument)
+    ]
+    assert [own for own in names if not any(passes(launcher, [command, name, "1"]) for name in own)] == []
+    assert passes("torchrun", ["train", "--log", "none"]) is False
 
 
 def foreign_names(source: str) -> list[str]:

@@ -12,6 +12,7 @@ import torch
 
 from sortify.reporting.charts import Line, Side, plot, scale
 from sortify.reporting.curves import (
+    History,
     Step,
     buckets,
     by_level,
@@ -67,7 +68,14 @@ def test_losses_are_told_by_sub_network_and_by_level(tmp_path: Path) -> None:
         "3 units, 1 block": [(1, 9.0)],
     }
     assert by_level(history) == {"width": {0.5: [(0, 3.0)], 1.0: [(0, 1.0), (1, 2.0)]}}
+    assert history.flops is None
     assert not read_history(tmp_path / "nowhere").steps
+
+
+def test_what_draws_cost_is_their_mean_over_all_steps_that_know_it() -> None:
+    steps = [Step(0, 1.0, 0.1, (("a", 1.0),)), Step(1, 1.0, 0.1, (("a", 1.0),), 0.1)]
+    steps += [Step(2, 1.0, 0.1, (("a", 1.0),) * 3, 0.5), Step(3, 1.0, 0.1, (), 0.9)]
+    assert History(tuple(steps)).flops == pytest.approx((0.1 + 3 * 0.5) / 4)
 
 
 @pytest.mark.parametrize(

@@ -15,14 +15,16 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from training_models import make_model
 
+from sortify import sortify
 from sortify.data.arrays import read_digits, read_npz
 from sortify.data.images import read_folder
-from sortify.data.load import load_data
+from sortify.data.load import Data, load_data
 from sortify.data.samples import Look, Wanted, fitted, shifted, statistics
 from sortify.data.saved import Reading, read_dataset
 from sortify.data.texts import Bytes, read_text
 from sortify.errors import DataError
 from sortify.tasks.base import IGNORED
+from sortify.tasks.registry import task_for
 
 RNG = numpy.random.default_rng(0)
 PICTURES = RNG.integers(0, 256, (20, 6, 5, 3), dtype=numpy.uint8)
@@ -416,6 +418,38 @@ def test_an_unknown_kind_of_file_is_refused(tmp_path: Path) -> None:
         load_data(str(tmp_path / "a.xyz"))
     with pytest.raises(DataError, match="batch size must be 1 or more, got 0"):
         load_data("digits", batch_size=0)
+
+
+class AnyLength(torch.nn.Module):
+    """[B, S] tokens of 256 to [B, S, 256], for any S."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = torch.nn.Embedding(256, 8), torch.nn.Linear(8, 256)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(self.embedding(input_ids))
+        return out
+
+
+def test_tokens_may_have_another_length_than_the_example_where_that_is_open(tmp_path: Path) -> None:
+    tokens = numpy.arange(40).reshape(4, 10) % 256
+    path = str(save_npz(tmp_path / "a.npz", x_train=tokens, y_train=None, x_test=tokens, y_test=None))
+    model = sortify(AnyLength(), (torch.randint(256, (2, 6)),))
+    data = load_data(path, model=model, batch_size=2)
+    assert task_for(data, model).split(next(iter(data.test)))[0].args[0].shape == (4, 10)
+    with pytest.raises(DataError, match="x_train has 10 tokens per sample; the model takes 16"):
+        load_data(path, model=make_model("lm"))
+
+
+@pytest.mark.parametrize("move", [{"device": "meta"}, {"dtype": torch.bfloat16}, {"dtype": torch.float64}], ids=str)
+@pytest.mark.parametrize("kind", ["mlp", "lm"])
+def test_data_is_fitted_to_a_model_wherever_it_is(kind: str, move: dict[str, Any]) -> None:
+    model = make_model(kind)
+    expected = Wanted.of(model), type(task_for(Data([], []), model))  # type: ignore[arg-type]
+    model.to(**move)
+    assert (Wanted.of(model), type(task_for(Data([], []), model))) == expected  # type: ignore[arg-type]
+    assert all(tensor.device.type == "cpu" for tensor in model.example_tensors)
 
 
 def test_what_a_model_wants_is_read_from_its_examples() -> None:

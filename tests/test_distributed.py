@@ -29,20 +29,25 @@ def free_port() -> int:
         return int(held.getsockname()[1])
 
 
-def launched(directory: Path, *options: str, broken: bool = False) -> dict[str, list[float]]:
+def launched(directory: Path, *options: str, broken: bool = False, machines: int = 1) -> dict[str, list[float]]:
     """Train in two processes on this machine's CPU; return the first one's losses by kind of model.
 
     Args:
         broken: the training is to end with an error.
+        machines: 2 for a launcher of its own for each process, as on two machines.
     """
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
-    command = [sys.executable, *launcher, str(SCRIPT), str(directory), *options]
+    place = ["--nnodes", str(machines), "--nproc-per-node", str(2 // machines), "--master-port", str(free_port())]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
-    assert (done.returncode == 0) != broken, done.stderr[-3000:]
+    started = []
+    for rank in range(machines):
+        launcher = ["-m", "torch.distributed.run", *place, "--node-rank", str(rank), "--master-addr", "localhost"]
+        command = [sys.executable, *launcher, str(SCRIPT), str(directory), *options]
+        started.append(subprocess.Popen(command, env=environment, stdout=-1, stderr=-1, text=True))
+    said = [each.communicate(timeout=280) for each in started]
+    assert all((each.returncode == 0) != broken for each in started), "".join(error[-3000:] for _, error in said)
     if broken:
         return {}
-    losses: dict[str, list[float]] = json.loads(done.stdout.strip().splitlines()[-1])
+    losses: dict[str, list[float]] = json.loads(said[0][0].strip().splitlines()[-1])
     return losses
 
 
@@ -71,6 +76,20 @@ def test_two_processes_lose_as_much_as_one(tmp_path: Path) -> None:
         weights = load(tmp_path / "two" / kind).state_dict()
         for name, value in alone.model.state_dict().items():
             torch.testing.assert_close(weights[name], value, rtol=0, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_two_machines_lose_as_much_as_one(tmp_path: Path) -> None:
+    """`torchrun --nnodes 2`, a launcher for each, the folder being one that both see."""
+    make_model("mlp-still", seed=1).save(tmp_path / "two" / "mlp-still")
+    found = launched(tmp_path / "two", "mlp-still:random", "--steps", "5", machines=2)
+    alone = make_trainer("mlp-still", tmp_path / "one", sampler="random", steps=5)
+    assert close(found["mlp-still"], list(alone.run().losses), 1e-5)
+    lines = [
+        (path / "training" / "history.jsonl").read_text() for path in (tmp_path / "two/mlp-still", tmp_path / "one")
+    ]
+    one, two = ([[name for name, _ in json.loads(line)["draws"]] for line in own.splitlines()] for own in lines)
+    assert one == two
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ TEXTS = sorted(
     for path in ROOT.glob(pattern)
     if path.suffix in {".md", ".py", ".toml", ".txt", ".yaml", ".yml", ".svg", ".json", ".html", ".css", ".js", ""}
     and path.is_file()
+    and path.name != ".git"
     and path != Path(__file__)
 )
 

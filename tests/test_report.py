@@ -7,6 +7,7 @@ import json
 import shutil
 from collections import Counter
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -123,7 +124,12 @@ def test_a_trained_model_shows_its_history(trained: Path, tmp_path: Path) -> Non
     html, found = read(write_report(trained, tmp_path / "page.html"))
     lines = [json.loads(line) for line in (trained / "training" / "history.jsonl").read_text().splitlines()]
     told = found.says("training")
-    assert "20 optimiser steps." in told
+    model = load(trained)
+    assert f"20 optimiser steps on {json.loads((trained / 'training' / 'status.json').read_text())['data']}." in told
+    names = {str(own): model.cost(own).flops / model.cost().flops for own in model.space.landmarks()}
+    shares = [names[name] for line in lines for name, _ in line["draws"]]
+    assert f"A draw cost {fmean(shares):.1%} of the full network's FLOPs in the mean." in told
+    assert f"steps 0 to 0: {100 * fmean(shares[:4]):.3g} % of the full network's FLOPs" in html
     assert all(f"Loss by {group}" in told for group in ("width", "depth"))
     for line in lines:  # one point for each step, and what pointing at it tells
         assert f"steps {line['step']} to {line['step']}: mean {line['loss']:.4g}," in html

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -228,7 +229,7 @@ def test_every_size_is_drawn_by_every_sampler(name: str) -> None:
 
 
 def test_a_sampler_of_ones_own_has_a_few_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(samplers, "SAMPLERS", dict(SAMPLERS))
+    monkeypatch.setattr(samplers, "SAMPLERS", copy.copy(SAMPLERS))
 
     @samplers.register_sampler
     @dataclass(frozen=True)

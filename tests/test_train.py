@@ -468,6 +468,7 @@ def test_nothing_is_shown_without_a_terminal_unless_asked(capfd: pytest.CaptureF
     out, err = capfd.readouterr()
     assert out == ""
     assert "step 3/3, loss" in err
+    assert ", 0:00:00 left, " in err
 
 
 def test_lines_come_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -482,7 +483,7 @@ def test_lines_come_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = console.export_text().splitlines()
     console.file.close()
     assert [line.split(",")[1] for line in lines] == [" step 10/100", " step 20/100", " step 30/100"]
-    assert "loss 0.5000, 10 samples/s, width=1" in lines[-1]
+    assert "loss 0.5000, 10 samples/s, 0:01:10 left, width=1" in lines[-1]
 
 
 def test_a_terminal_gets_a_bar() -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from cli_calls import call, errors, works, write_folder
 from test_train import same, stop_at, weights
 from training_models import example, make_model
 from training_script import make_trainer
 
-from sortify import SortedUpdate, TrainConfig, TrainingError, load, make_sampler
+from sortify import SortedModel, SortedUpdate, TrainConfig, Trained, TrainingError, load, make_sampler
 from sortify.training.parts import make_average, take_average
 
 # -- moving average
@@ -96,6 +99,30 @@ def test_small_sub_networks_land_their_gradients_too() -> None:
     assert found[0].keys() == found[1].keys()
     for name, gradient in found[0].items():
         torch.testing.assert_close(gradient, found[1][name])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: model.freeze_norms(),
+        lambda model: model.order("magnitude", blocks=True),
+        lambda model: model.record_trained(Trained((("width", (0.5, 1.0)),))),
+        lambda model: copy.deepcopy(model),
+    ],
+    ids=["freeze_norms", "order", "record_trained", "deepcopy"],
+)
+def test_blocks_are_computed_again_whatever_is_asked_for_afterwards(change: Callable[[SortedModel], Any]) -> None:
+    model, kept = make_model("bn-still").train(), list[int]()
+    for again in (False, True):
+        if again:
+            model.gradient_checkpointing_enable()
+            changed = change(model)
+            model = changed if isinstance(changed, SortedModel) else model
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+            model(torch.randn(256, 1, 8, 8))
+        kept.append(0)
+    first = kept.index(0)
+    assert sum(kept[first:]) < 0.6 * sum(kept[:first])
 
 
 def test_a_training_with_recomputed_blocks_equals_one_without(tmp_path: Path) -> None:
@@ -218,6 +245,28 @@ def test_tensorboard_is_told_losses_rates_and_levels(tmp_path: Path) -> None:
     events = found.Scalars("loss")
     assert [event.step for event in events] == [10, 20, 25]
     assert events[0].value == pytest.approx(sum(result.losses[:10]) / 10, rel=1e-4)
+
+
+def test_another_tracker_is_told_the_settings_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, Any] = {}
+
+    class Tracker(GeneralTracker):
+        name, requires_logging_directory, tracker = "swanlab", False, None
+
+        def __init__(self, run_name: str, **kwargs: Any) -> None:
+            super().__init__()
+            told["project"] = run_name
+
+        def store_init_configuration(self, values: dict[str, Any]) -> None:
+            told["settings"] = values
+
+        def log(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None:
+            told["steps"] = [*told.get("steps", []), step]
+
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "swanlab", Tracker)
+    trainer = make_trainer("mlp", tmp_path, steps=12, log="swanlab")
+    trainer.run()
+    assert told == {"project": "sortify", "settings": trainer.config.to_json(), "steps": [10, 12]}
 
 
 def test_nothing_is_logged_without_a_directory_or_where_nobody_asks(tmp_path: Path) -> None:

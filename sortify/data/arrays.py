@@ -220,7 +220,7 @@ def _token_sets(path: Path, arrays: dict[str, Tensor], wanted: Wanted, task: str
         tokens = arrays[f"x_{part}"]
         if tokens.dim() != 2 or int(tokens.min()) < 0:
             raise DataError(f"{path}: x_{part} must hold token ids [N, S] from 0, got shape {list(tokens.shape)}")
-        if wanted.length is not None and tokens.shape[1] != wanted.length:
+        if wanted.length not in (None, tokens.shape[1]) and not wanted.any_length:
             raise DataError(
                 f"{path}: x_{part} has {tokens.shape[1]} tokens per sample; the model takes {wanted.length}"
             )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils._pytree import tree_leaves
 
 from sortify.errors import DataError, TrainingError
 from sortify.tasks.base import IGNORED
@@ -37,12 +38,14 @@ class Wanted:
         floating: whether the main input holds floats (pictures, features) or integers (tokens).
         outputs: classes, vocabulary or numbers: the output's last size, of pictures `[B, C, H, W]` the second.
         rank: number of dimensions of the output: 2 for `[B, C]`, 3 for `[B, S, V]`, 4 for `[B, C, H, W]`.
+        any_length: whether the model takes sequences of other lengths than its example's.
     """
 
     shape: tuple[int, ...] | None = None
     floating: bool | None = None
     outputs: int | None = None
     rank: int | None = None
+    any_length: bool = False
 
     @classmethod
     def of(cls, model: SortedModel | None) -> Wanted:
@@ -53,12 +56,15 @@ class Wanted:
         main = _main_input(args, kwargs)
         shape = None if main is None else tuple(main.shape[1:])
         floating = None if main is None else main.is_floating_point()
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        specs = zip(model.signature.specs, inputs, strict=True)
+        any_length = any(each is main and spec.shape[1:] == (None,) for spec, each in specs)
         try:
             sizes = example_logits(model).shape
         except TrainingError:  # no logits: a task of one's own knows what to do with the output
-            return cls(shape, floating)
+            return cls(shape, floating, any_length=any_length)
         outputs = 1 if len(sizes) < 2 else sizes[1] if len(sizes) == 4 else sizes[-1]
-        return cls(shape, floating, outputs, len(sizes))
+        return cls(shape, floating, outputs, len(sizes), any_length)
 
     @property
     def picture(self) -> tuple[int, int, int] | None:

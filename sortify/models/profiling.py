@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from sortify.costs.open_sizes import natural_name
 from sortify.errors import ProfileError
 from sortify.models.peak import Call, peak
+from sortify.network.network import followed
 from sortify.space.profile import LEAST, Features, Measured, Profile, fit_rows
 from sortify.space.space import Space, Subnet
 
@@ -211,13 +212,7 @@ class _Prepared:
 
 def _extracting(model: SortedModel, device: torch.device, inputs: Sequence[Tensor]) -> Prepare:
     """Sub-networks as modules of their own on a device."""
-    floats = [tensor.dtype for tensor in model.tensors.values() if tensor.is_floating_point()]
-    half = floats[0] if floats and floats[0] in (torch.float16, torch.bfloat16) else None
-
-    def placed(tensor: Tensor) -> Tensor:
-        return tensor.to(device, half if tensor.is_floating_point() else None)
-
-    args, kwargs = model.signature.call([placed(tensor) for tensor in inputs])
+    args, kwargs = model.signature.call([tensor.to(device) for tensor in followed(inputs, model.tensors)])
 
     def prepare(subnet: Subnet) -> Probe:
         small = model.extract(subnet=subnet).eval().to(device)

@@ -24,12 +24,12 @@ from sortify.network import exits, extract
 from sortify.network.blueprint import Blueprint
 from sortify.network.compiled import Compiler
 from sortify.network.features import Noted
-from sortify.network.network import Runner
+from sortify.network.network import Runner, followed
 from sortify.ordering import importance
 from sortify.ordering import order as ordering
 from sortify.plan import Axis, Frozen, Plan
 from sortify.proof import proof
-from sortify.rewriting.rewrite import Bypass, readable
+from sortify.rewriting.rewrite import readable
 from sortify.space.budget import Budget
 from sortify.space.profile import MeasuredCost, Profile
 from sortify.space.space import Subnet, Trained
@@ -43,7 +43,7 @@ class SortedModel(Switched):
 
     Attributes:
         blueprint: everything about it but the tensors.
-        examples: the example input tensors, in captured order.
+        example_tensors: the example inputs, in captured order, as they were given.
         report: the proof made at conversion, of the original weights; None when read from a file.
     """
 
@@ -154,9 +154,7 @@ class SortedModel(Switched):
 
     def _recompute(self, wanted: bool) -> None:
         for _, part in self.captured_parts():
-            for block in part.blueprint.sorted_runners["train"].module.modules():
-                if isinstance(block, Bypass):
-                    block.recomputes = wanted
+            part.blueprint = replace(part.blueprint, recomputes=wanted)
 
     @contextmanager
     def standing_in(self, tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
@@ -211,8 +209,8 @@ class SortedModel(Switched):
 
     @property
     def examples(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The example call: positional and named arguments."""
-        return self.signature.call(self.example_tensors)
+        """The example call, where the weights are and in their dtype: positional and named arguments."""
+        return self.signature.call(followed(self.example_tensors, self.tensors))
 
     @property
     def open_sizes(self) -> dict[str, int]:

@@ -16,7 +16,7 @@ from sortify.graph.signature import Signature
 from sortify.network.network import Runner
 from sortify.network.norms import frozen
 from sortify.plan import Plan
-from sortify.rewriting.rewrite import rewrite
+from sortify.rewriting.rewrite import Bypass, rewrite
 from sortify.sources.origin import Origin
 from sortify.space.profile import Profile
 from sortify.space.space import Space, Trained
@@ -56,6 +56,7 @@ class Blueprint:
         origin: the class and the settings of the library that it comes from, where that is known.
         thawed: the train graph as it was captured, where that among the programs has frozen norms.
         read_from: the folder of a model that was saved.
+        recomputes: whether blocks compute their activations again in the backward pass.
     """
 
     programs: Mapping[str, Program]
@@ -72,6 +73,7 @@ class Blueprint:
     origin: Origin | None = None
     thawed: Program | None = None
     read_from: str | None = None
+    recomputes: bool = False
 
     @cached_property
     def sorted_runners(self) -> Runners:
@@ -93,6 +95,9 @@ class Blueprint:
                 f"{self.read_from}: damaged checkpoint: the plan does not fit the {mode} graph "
                 f"({type(error).__name__}: {text})"
             ) from error
+        for block in module.modules():
+            if isinstance(block, Bypass):
+                block.recomputes = self.recomputes and mode == "train"
         return Runner(module, program.tensors, program.outputs)
 
     @cached_property

@@ -66,6 +66,14 @@ def used_tensors(program: Program) -> dict[fx.Node, str]:
     return {node: name for node, name in zip(holes, program.tensors, strict=False) if node.users}
 
 
+def followed(inputs: Sequence[torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    """Inputs on the device and in the dtype that a model's tensors have by now."""
+    like = next((tensor for tensor in tensors.values() if tensor.is_floating_point()), None)
+    if like is None:
+        return list(inputs)
+    return [each.to(like.device, like.dtype if each.is_floating_point() else None) for each in inputs]
+
+
 def running_statistics(program: Program) -> list[str]:
     """The names of the running means and variances that normalisations use."""
     names = used_tensors(program)

@@ -18,6 +18,7 @@ from sortify.errors import DataError, ProofError
 from sortify.graph.dims import Dim, axes_of
 from sortify.network.blueprint import Blueprint
 from sortify.network.extract import pick
+from sortify.network.network import followed
 from sortify.ordering.block_order import in_order
 from sortify.ordering.importance import Loss, Progress, measure
 from sortify.proof.proof import DOUBLE, SINGLE
@@ -152,15 +153,13 @@ def _move(tensor: Tensor, dims: Sequence[Dim], orders: Mapping[str, Sequence[int
 
 def _outputs(model: SortedModel) -> tuple[Any, float]:
     """The full network's outputs on its examples and their tolerance: in float64 where it runs in that."""
-    like = next((t for t in model.tensors.values() if t.is_floating_point()), None)
-    device = like.device if like is not None else torch.device("cpu")
     runner, full = model.blueprint.sorted_runners["eval"], (model.space.full.values,)
 
     def run(dtype: torch.dtype) -> Any:
         def change(_: str, tensor: Tensor) -> Tensor:
             return tensor.detach().to(dtype) if tensor.is_floating_point() else tensor.clone()
 
-        inputs = [change("", t.to(device)) for t in model.example_tensors]
+        inputs = [change("", each) for each in followed(model.example_tensors, model.tensors)]
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(0)
             return runner(full, Lazily(model.tensors, change), inputs)

@@ -27,7 +27,7 @@ from sortify.graph.dims import Dim
 from sortify.graph.structure import flatten
 from sortify.network.blueprint import Blueprint
 from sortify.network.extract import cut, pick, shrink
-from sortify.network.network import used_tensors
+from sortify.network.network import followed, used_tensors
 from sortify.proof.original import distance, doubled, gap, gradients_apart, in_double
 from sortify.proof.trials import AMOUNTS, Tensors, amount_of, clones, few, perturbed, quietly, statistics_of, unsettled
 from sortify.space.space import Subnet
@@ -87,7 +87,7 @@ def prove(
     """
     if any(tensor.is_meta for tensor in tensors.values()):
         return NOT_RUN
-    examples = examples if original is not None else _moved(examples, tensors)
+    examples = examples if original is not None else followed(examples, tensors)
     report = _checked(blueprint, perturbed(tensors, statistics_of(blueprint)), examples, original)
     if report.passed or amount_of(blueprint, tensors, examples) == AMOUNTS[0]:
         return report
@@ -304,14 +304,6 @@ def _shuffle(size: int, generator: torch.Generator) -> list[int]:
     """A random order that is not the identity."""
     order = torch.randperm(size, generator=generator).tolist()
     return order if order != list(range(size)) else order[1:] + order[:1]
-
-
-def _moved(examples: Sequence[torch.Tensor], tensors: Tensors) -> list[torch.Tensor]:
-    """The example inputs on the device and in the dtype that the model has by now."""
-    like = next((t for t in tensors.values() if t.is_floating_point()), None)
-    if like is None:
-        return list(examples)
-    return [t.to(like.device, like.dtype if t.is_floating_point() else None) for t in examples]
 
 
 def _at_least_single(tensor: torch.Tensor) -> torch.Tensor:

@@ -25,12 +25,19 @@ Series = Sequence[tuple[int, float]]
 
 @dataclass(frozen=True)
 class Step:
-    """One optimiser step: its mean loss, learning rate, and the drawn sub-networks, in words, with their losses."""
+    """One optimiser step.
+
+    Attributes:
+        loss: the mean over its draws; rate: of learning.
+        draws: the drawn sub-networks, in words, with their losses.
+        flops: the mean share of the full network's FLOPs that they cost; NaN where that was not written down.
+    """
 
     step: int
     loss: float
     rate: float
     draws: tuple[tuple[str, float], ...]
+    flops: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -39,13 +46,21 @@ class History:
 
     Attributes:
         steps: in order; those whose loss is not finite are left out.
-        config: the settings of a training that came to its end.
+        config: the settings of a training that came to its end; data: what it was trained on, if that is known.
         unfinished: whether it was interrupted and can be resumed.
     """
 
     steps: tuple[Step, ...] = ()
     config: Mapping[str, Any] | None = None
     unfinished: bool = False
+    data: str = ""
+
+    @property
+    def flops(self) -> float | None:
+        """The mean share of the full network's FLOPs that all draws cost, where that is known."""
+        known = [(step.flops, len(step.draws)) for step in self.steps if math.isfinite(step.flops) and step.draws]
+        count = sum(own for _, own in known)
+        return math.fsum(share * own for share, own in known) / count if count else None
 
 
 @dataclass(frozen=True)
@@ -68,14 +83,16 @@ def read_history(directory: str | Path) -> History:
     except (OSError, ValueError):
         lines = []
     steps = [step for step in map(_step, lines) if step is not None]
-    config = (folder.finished or {}).get("config")
-    return History(tuple(steps), config if isinstance(config, Mapping) else None, folder.unfinished)
+    status = folder.finished or {}
+    config, data = status.get("config"), str(status.get("data", ""))
+    return History(tuple(steps), config if isinstance(config, Mapping) else None, folder.unfinished, data)
 
 
 def _step(line: Any) -> Step | None:
     try:
         draws = tuple((str(name), float(loss)) for name, loss in line.get("draws", ()))
-        found = Step(int(line["step"]), float(line["loss"]), float(line.get("lr", math.nan)), draws)
+        rate, flops = (float(line.get(name, math.nan)) for name in ("lr", "flops"))
+        found = Step(int(line["step"]), float(line["loss"]), rate, draws, flops)
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
     return found if math.isfinite(found.loss) else None

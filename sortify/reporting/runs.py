@@ -43,9 +43,17 @@ def training(model: SortedModel, history: History, command: str) -> Section:
         )
         return Section("training", "Training", tuple(lines))
     last = history.steps[-1].step + 1
-    lines.append(f"{last} optimiser steps.")
+    lines.append(f"{last} optimiser steps{f' on {history.data}' if history.data else ''}.")
+    if history.flops is not None:
+        lines.append(f"A draw cost {history.flops:.1%} of the full network's FLOPs in the mean.")
     stopped = f"this training was interrupted after step {last} or later; sortify train --resume goes on"
-    drawn = [_loss_chart(history), *_level_charts(history), *_rate_chart(history), *_count_chart(history)]
+    drawn = [
+        _loss_chart(history),
+        *_level_charts(history),
+        *_rate_chart(history),
+        *_count_chart(history),
+        *_cost_chart(history),
+    ]
     tables = [_subnets(history), *_settings(history)]
     warning = stopped if history.unfinished else ""
     return Section("training", "Training", tuple(lines), tuple(drawn), (), tuple(tables), warning=warning)
@@ -120,6 +128,21 @@ def _count_chart(history: History) -> list[Chart]:
     label = f"sub-networks of a step, {min(x for _, x in series):g} to {max(x for _, x in series):g}"
     up = Side("sub-networks", zero=True)
     return [Chart("Sub-networks of a step", label, charts.plot(label, [line], Side("step", quantity), up))]
+
+
+def _cost_chart(history: History) -> list[Chart]:
+    """What the draws of a step cost, as a share of the full network's FLOPs."""
+    series: Series = [(step.step, 100 * step.flops) for step in history.steps if math.isfinite(step.flops)]
+    if len({value for _, value in series}) < 2:
+        return []
+    found = curves.buckets(series, curves.LEVEL_POINTS * 2)
+    texts = tuple(f"steps {own.first} to {own.last}: {own.mean:.3g} % of the full network's FLOPs" for own in found)
+    line = Line("", tuple((float(own.last), own.mean) for own in found), "c1", texts)
+    label = (
+        f"FLOPs of a draw, {min(x for _, x in series):.3g} to {max(x for _, x in series):.3g} % of the full network's"
+    )
+    up = Side("% of the full network's FLOPs", zero=True)
+    return [Chart("Cost of a draw", label, charts.plot(label, [line], Side("step", quantity), up))]
 
 
 def _subnets(history: History) -> Table:

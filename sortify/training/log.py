@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from types import MappingProxyType
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -15,6 +17,8 @@ from sortify.training.config import UNLOGGED
 from sortify.training.sampling import Levels
 from sortify.training.update import Drawn
 
+PROJECT = "sortify"
+"""The project that trackers show runs under."""
 EVERY = 10
 """Steps whose means are logged together."""
 
@@ -27,12 +31,20 @@ class Log:
         accelerator: of the run; the main process writes.
         directory: the training's own folder, where TensorBoard's files go (`logs/`); None logs nothing.
         levels: the losses of sizes between them are told with the nearest; none: each size by itself.
+        settings: of the training, as JSON values, for trackers that show such; TensorBoard's files go without.
 
     Raises:
         TrainingError: the tracker's package is not installed.
     """
 
-    def __init__(self, name: str, accelerator: Accelerator, directory: Path | None, levels: Levels = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        accelerator: Accelerator,
+        directory: Path | None,
+        levels: Levels = (),
+        settings: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         self._levels, self._all = dict(levels), sorted({level for _, own in levels for level in own})
         self._open = name != UNLOGGED and directory is not None
         self._accelerator = accelerator
@@ -41,8 +53,9 @@ class Log:
         if self._open:
             accelerator.project_configuration.logging_dir = str(directory)
             accelerator.log_with = [name]
+            project, told = ("logs", None) if name == "tensorboard" else (PROJECT, dict(settings))
             try:
-                accelerator.init_trackers("logs")
+                accelerator.init_trackers(project, told)
             except (ImportError, ValueError) as error:
                 reason = str(error).splitlines()[0]
                 said = f"log '{name}' does not work ({reason}); install its package, or log to 'none'"

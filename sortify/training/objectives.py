@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from torch import Tensor
 
-from sortify.errors import TrainingError
 from sortify.tasks.base import divergence
 from sortify.tasks.inputs import logits_of
+from sortify.training.kinds import Kinds
 from sortify.training.sampling import Levels
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class ObjectiveKind(Protocol):
         ...
 
 
-OBJECTIVES: dict[str, ObjectiveKind] = {}
+OBJECTIVES = Kinds[ObjectiveKind]("an objective", "shares_batch", "teaches", "members", "teacher")
 """Objectives by the name that `--objective` takes."""
 
 Kind = TypeVar("Kind", bound="type[Any]")
@@ -174,14 +174,7 @@ def register_objective(objective: Kind) -> Kind:
     Raises:
         ValueError: the name is taken, or something is missing.
     """
-    missing = [
-        part for part in ("name", "shares_batch", "teaches", "members", "teacher") if not hasattr(objective, part)
-    ]
-    if missing:
-        raise ValueError(f"an objective needs {', '.join(missing)}; {objective.__name__} lacks them")
-    if objective.name in OBJECTIVES:
-        raise ValueError(f"an objective named '{objective.name}' exists already")
-    OBJECTIVES[objective.name] = cast(ObjectiveKind, objective)
+    OBJECTIVES.add(objective)
     return objective
 
 
@@ -195,9 +188,7 @@ def make_objective(name: str, space: Space, levels: Levels) -> Objective:
     Raises:
         TrainingError: none has this name.
     """
-    if name not in OBJECTIVES:
-        raise TrainingError(f"unknown objective '{name}'; there are {', '.join(sorted(OBJECTIVES))}")
-    return OBJECTIVES[name](space, levels)
+    return OBJECTIVES.find(name)(space, levels)
 
 
 def soft_cross_entropy(output: Any, teacher: Any) -> Tensor:

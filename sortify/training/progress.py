@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 from types import TracebackType
 from typing import Protocol
 
@@ -71,18 +72,24 @@ class Meter:
 
     def __init__(self) -> None:
         self.loss: float | None = None
-        self._samples = 0
+        self._samples = self._steps = 0
         self._start = time.monotonic()
 
     def add(self, loss: float, samples: int) -> None:
         """Add one step."""
         self.loss = loss if self.loss is None else SMOOTHING * self.loss + (1 - SMOOTHING) * loss
         self._samples += samples
+        self._steps += 1
 
     def text(self) -> str:
         """Return `loss 0.1234, 567 samples/s`."""
         rate = self._samples / max(1e-9, time.monotonic() - self._start)
         return f"loss {self.loss or 0.0:.4f}, {rate:,.0f} samples/s"
+
+    def left(self, steps: int) -> str:
+        """Return `0:12:34 left` for so many more steps at the pace so far."""
+        seconds = (time.monotonic() - self._start) / max(1, self._steps) * steps
+        return f"{timedelta(seconds=round(seconds))} left"
 
 
 class Bar(Nothing):
@@ -135,5 +142,6 @@ class Lines(Nothing):
         if step < self._total and now - self._last < SECONDS_BETWEEN_LINES:
             return
         self._last = now
-        line = f"epoch {epoch + 1}, step {step}/{self._total}, {self._meter.text()}, {subnet}"
+        told = f"{self._meter.text()}, {self._meter.left(self._total - step)}, {subnet}"
+        line = f"epoch {epoch + 1}, step {step}/{self._total}, {told}"
         self._console.print(line, highlight=False, soft_wrap=True)

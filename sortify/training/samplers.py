@@ -10,11 +10,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 import torch
 
 from sortify.errors import TrainingError
+from sortify.training.kinds import Kinds
 from sortify.training.samplers_guided import BoundedSampler, CostSampler, LossSampler, ProgressiveSampler
 from sortify.training.sampling import CountingSampler, Levels, Sampler, choices_of, corner, member_of, uniform, weighted
 
@@ -142,7 +143,7 @@ class SamplerKind(Protocol):
         ...
 
 
-SAMPLERS: dict[str, SamplerKind] = {}
+SAMPLERS = Kinds[SamplerKind]("a sampler", "shares_batch", "usual_count", "draw")
 """Samplers by the name that `--sampler` takes."""
 
 Kind = TypeVar("Kind", bound="type[Any]")
@@ -158,12 +159,7 @@ def register_sampler(sampler: Kind) -> Kind:
     Raises:
         ValueError: the name is taken, or the class cannot draw.
     """
-    missing = [part for part in ("name", "shares_batch", "usual_count", "draw") if not hasattr(sampler, part)]
-    if missing:
-        raise ValueError(f"a sampler needs {', '.join(missing)}; {sampler.__name__} lacks them")
-    if sampler.name in SAMPLERS:
-        raise ValueError(f"a sampler named '{sampler.name}' exists already")
-    SAMPLERS[sampler.name] = cast(SamplerKind, sampler)
+    SAMPLERS.add(sampler)
     return sampler
 
 
@@ -196,11 +192,9 @@ def make_sampler(
     Raises:
         TrainingError: no sampler has this name, or `count` is below 1.
     """
-    if name not in SAMPLERS:
-        raise TrainingError(f"unknown sampler '{name}'; there are {', '.join(sorted(SAMPLERS))}")
+    kind = SAMPLERS.find(name)
     if count is not None and count < 1:
         raise TrainingError(f"sub-networks per step must be 1 or more, got {count}")
-    kind = SAMPLERS[name]
     made = kind(space, levels, kind.usual_count if count is None else count)
     return _with(made, steps=steps) if steps is not None and _has(made, "steps") else made
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from sortify.data.batches import Place, Share, Stream, mix, seed_all
 from sortify.data.load import Data
 from sortify.errors import DataError, TrainingError
-from sortify.space.space import Trained
+from sortify.space.space import Subnet, Trained
 from sortify.tasks.base import Task
 from sortify.tasks.registry import task_for
 from sortify.training.accumulation import make_accumulation
@@ -265,7 +265,7 @@ class _Run:
             self._model.compile()
         show = make_show(self._progress if self._accelerator.is_main_process else False, self._total, self._update.step)
         folder = None if self._folder is None else self._folder.path
-        log = Log(self._config.log, self._accelerator, folder, self._levels)
+        log = Log(self._config.log, self._accelerator, folder, self._levels, self._config.to_json())
         try:
             with show:
                 while self._update.step < self._total:
@@ -323,8 +323,10 @@ class _Run:
             value = sum(float(each) for each in (draw.loss, draw.apart, draw.features) if each is not None)
             if not math.isfinite(value):
                 kept = "" if self._folder is None or not self._folder.unfinished else "; the last checkpoint stays"
-                where = f"step {step}, sub-network {draw.subnet}"
-                raise TrainingError(f"{where}: the loss is {value}; try a lower learning rate{kept}")
+                where, advice = f"step {step}, sub-network {draw.subnet}", "try a lower learning rate"
+                raise TrainingError(
+                    f"{where}: the loss is {value}; {advice}, or look for such numbers in the data{kept}"
+                )
 
     def _keep(self, drawn: list[Drawn], loss: float, epoch: int) -> None:
         """Remember the step, and save when it is time."""
@@ -334,10 +336,16 @@ class _Run:
         step = self._update.step
         if self._accelerator.is_main_process:
             draws = [[str(draw.subnet), float(draw.loss)] for draw in drawn]
-            rate = self._optimizer.param_groups[0]["lr"]
-            self._folder.record({"step": step - 1, "epoch": epoch, "loss": loss, "lr": rate, "draws": draws})
+            rate, share = self._optimizer.param_groups[0]["lr"], self._share_of([draw.subnet for draw in drawn])
+            line = {"step": step - 1, "epoch": epoch, "loss": loss, "lr": rate, "flops": share, "draws": draws}
+            self._folder.record(line)
         if self._due(step):
             self._save()
+
+    def _share_of(self, subnets: list[Subnet]) -> float:
+        """The mean share of the full network's FLOPs that these sub-networks cost."""
+        flops = self._whole.costs([*subnets, self._space.full]).flops
+        return float(flops[:-1].mean() / max(1, flops[-1]))
 
     def _due(self, step: int) -> bool:
         """Whether to save now; the first process has the clock."""
@@ -410,6 +418,6 @@ class _Run:
         self._recalibrate()
         if self._directory is not None and self._folder is not None and self._accelerator.is_main_process:
             self._whole.save(self._directory)
-            facts = {"steps": self._update.step, "task": self._task.name, "config": self._config.to_json()}
+            facts = {"steps": self._update.step, **self._facts(), "config": self._config.to_json()}
             self._folder.finish({"finished": True, **facts})
         self._accelerator.wait_for_everyone()
